@@ -1,0 +1,57 @@
+# Every target sets up what it needs: Python 3.11 or newer and make are enough.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+TEMPLATE := {{cookiecutter.project_slug}}
+STAMP := .venv/.installed
+GENERATE := .venv/bin/python -m cookiecutter . --no-input --default-config --output-dir
+
+# Cookiecutter copies whatever lies in the template folder, so every cache is kept out of it.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+export RUFF_CACHE_DIR := $(CURDIR)/.cache/ruff
+export MYPY_CACHE_DIR := $(CURDIR)/.cache/mypy
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@echo "make demo   generate a project and train it on real digits"
+	@echo "make test   run all tests of the template"
+	@echo "make lint   check style and types"
+	@echo "make clean  remove everything that the other targets made"
+	@echo "Further arguments: make demo ARGS='--max_epochs 3', make test ARGS='-x -k generation'"
+
+demo: $(STAMP)
+	rm -rf build/demo
+	$(GENERATE) build/demo
+	"$(MAKE)" -C build/demo/my-project train VENV="$(CURDIR)/.venv"
+
+test: $(STAMP)
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	cd '$(TEMPLATE)' && ../.venv/bin/python -m mypy
+
+clean:
+	rm -rf .venv build .cache *.egg-info
+
+# The dependencies of a generated project are installed from a generated project, which proves its list.
+$(STAMP): pyproject.toml $(TEMPLATE)/pyproject.toml
+	@if [ ! -x .venv/bin/pip ]; then \
+	  for python in python3 python3.14 python3.13 python3.12 python3.11 none; do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	  done; \
+	  if [ "$$python" = none ]; then \
+	    echo "error: no Python 3.11 or newer is on the PATH as python3 or python3.11 to python3.14;" \
+	      "install one and run make again." >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Setting up .venv: this is done once and takes some minutes, most of them for torch."; \
+	  "$$python" -m venv --clear .venv; \
+	fi
+	.venv/bin/python -m pip install --quiet --editable .
+	rm -rf build/install
+	$(GENERATE) build/install > /dev/null
+	.venv/bin/python -m pip install "./build/install/my-project[dev]"
+	@touch $@

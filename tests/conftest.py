@@ -1,0 +1,95 @@
+"""What all tests of the template share: clean caches, a copy of the template, a generated project."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from cookiecutter.main import cookiecutter
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = "{{cookiecutter.project_slug}}"
+
+# Cookiecutter copies whatever lies in the template folder, so no cache may end up there: neither from this
+# process nor from those that it starts.
+CACHES = ROOT / ".cache"
+sys.pycache_prefix = str(CACHES / "pycache")
+os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(CACHES / "hypothesis")
+os.environ["RUFF_CACHE_DIR"] = str(CACHES / "ruff")
+os.environ["MYPY_CACHE_DIR"] = str(CACHES / "mypy")
+
+sys.path.insert(0, str(ROOT / TEMPLATE))  # so that `import engine` finds the one in the template
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[[str], ModuleType]:
+    """A function that imports a file of this repository which is in no package: `load("tools/x.py")`."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def template_files() -> list[str]:
+    """Files of this repository that git tracks or would track, relative to the root."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
+    return sorted({name for name in names.split("\0") if name and (ROOT / name).is_file()})
+
+
+@pytest.fixture(scope="session")
+def template(template_files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this repository as a fresh clone would be, without anything that git ignores."""
+    copy = tmp_path_factory.mktemp("template")
+    for name in template_files:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def user_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings of cookiecutter that leave the home of whoever runs the tests alone."""
+    home = tmp_path_factory.mktemp("cookiecutter")
+    config = home / "config.yaml"
+    config.write_text(f"cookiecutters_dir: '{home}'\nreplay_dir: '{home}'\n", encoding="utf-8")
+    return config
+
+
+@pytest.fixture(scope="session")
+def generate(template: Path, user_config: Path) -> Callable[..., Path]:
+    """A function that generates a project: `generate(folder, project_name="X")` returns its path."""
+
+    def generate(folder: Path, **answers: str) -> Path:
+        project = cookiecutter(
+            str(template),
+            no_input=True,
+            extra_context=answers,
+            output_dir=str(folder),
+            config_file=str(user_config),
+        )
+        return Path(project)
+
+    return generate
+
+
+@pytest.fixture(scope="session")
+def generated(generate: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project generated with the default answers. Tests share it: leave it as it is."""
+    return generate(tmp_path_factory.mktemp("generated"))

@@ -1,0 +1,48 @@
+"""Your dataset. As it stands, it holds 1,797 handwritten digits, which lie beside this file (`digits.md`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+SPLITS = ["train", "val", "test"]
+
+
+class StandardData(Dataset[tuple[Tensor, Tensor]]):
+    """Handwritten digits of 8 x 8 pixels, in 10 classes.
+
+    A sample is an image, float32 of shape (1, 8, 8) from 0 to 1, and its class, an int64 from 0 to 9.
+
+    Args:
+        split: Which samples: "train", "val", "test", or "predict" (the test images).
+        augment: Move training images by up to one pixel, at random.
+    """
+
+    # FILL IN: what your samples look like; nets that ask for these get them.
+    num_classes = 10
+    sample_shape = (1, 8, 8)
+
+    def __init__(self, split: Literal["train", "val", "test", "predict"], augment: bool = True) -> None:
+        # FILL IN: read your own files; keep what fits into memory, read the rest in __getitem__.
+        with np.load(Path(__file__).with_name("digits.npz")) as digits:
+            chosen = digits["split"] == SPLITS.index("test" if split == "predict" else split)
+            self.images = torch.from_numpy(digits["images"][chosen]).float().div(16).unsqueeze(1)
+            self.labels = torch.from_numpy(digits["labels"][chosen]).long()
+        self.augment = augment and split == "train"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        # FILL IN: return one sample; what you augment at random is yours to choose, here and for "train" only.
+        image = self.images[index]
+        if self.augment:
+            top, left = torch.randint(3, (2,)).tolist()
+            image = F.pad(image, (1, 1, 1, 1))[:, top : top + 8, left : left + 8]
+        return image, self.labels[index]

@@ -1,0 +1,34 @@
+"""A bundled Trainer on plain PyTorch, with the hook names and meaning of Lightning 2.
+
+    import engine
+
+    trainer = engine.Trainer(max_epochs=10)
+    trainer.fit(model, datamodule=data)
+
+Where to read on: `trainer.py` (arguments and entry points), `loops.py` (what happens in a step).
+"""
+
+from __future__ import annotations
+
+from engine import callbacks, loggers
+from engine.callback import Callback
+from engine.exceptions import MisconfigurationException
+from engine.module import DataModule, Module
+from engine.seed import seed_everything
+from engine.trainer import Trainer
+
+LightningModule = Module
+LightningDataModule = DataModule
+
+__all__ = [
+    "Callback",
+    "DataModule",
+    "LightningDataModule",
+    "LightningModule",
+    "MisconfigurationException",
+    "Module",
+    "Trainer",
+    "callbacks",
+    "loggers",
+    "seed_everything",
+]

@@ -1,0 +1,290 @@
+"""Checkpoints: one dictionary of primitives and tensors, in one file that is whole or not there.
+
+Schema (`format` 1). Keys shared with Lightning keep its spelling.
+
+    format                      int: version of this schema
+    epoch                       int: epoch in which it was saved, from 0
+    global_step                 int: completed optimizer steps
+    state_dict                  {name: Tensor}: weights and buffers of the module
+    hyper_parameters            {name: value}: arguments of the module
+    datamodule_hyper_parameters {name: value}: arguments of the data module
+    env                         {torch, python, world_size}: what it was saved with
+
+and, unless only weights were asked for:
+
+    optimizer_states            [dict]: one state_dict() per optimizer
+    lr_schedulers               [dict]: one state_dict() per scheduler
+    precision                   dict: state of the loss scale under fp16
+    callbacks                   {state_key: dict}
+    datamodule                  dict: what the data module's state_dict() gave
+    state                       {seed, epoch, batches_done, global_step}: where training goes on
+    rng                         [dict]: state of all random number generators, one per process
+
+Hooks may add keys of their own. Since there is nothing but plain data inside, reading needs no trust
+(`torch.load(weights_only=True)`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import platform
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import distributed
+from engine.exceptions import MisconfigurationException
+from engine.seed import capture_rng
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+FORMAT = 1
+Checkpoint = dict[str, Any]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether `value` holds primitives, tensors and containers of them only."""
+    if type(value) in (dict, OrderedDict, Counter):
+        return all(is_plain(k) and is_plain(v) for k, v in value.items())
+    if type(value) in (list, tuple, set):
+        return all(is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, complex, str, bytes) or isinstance(value, Tensor)
+
+
+def environment() -> dict[str, Any]:
+    """What a checkpoint was saved with."""
+    return {
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "world_size": distributed.world_size(),
+    }
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint so that `path` holds the old file or the new one, never a part of it.
+
+    A temporary file in the same folder is written, flushed to disk and renamed over `path`; then the folder is
+    flushed, so that the rename survives a power cut.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written; the old file stands.
+        MisconfigurationException: The dictionary holds objects that could not be read back safely.
+    """
+    for key, value in checkpoint.items():
+        if not is_plain(value):
+            raise MisconfigurationException(
+                f"checkpoint[{key!r}] holds something other than primitives and tensors; convert it in the hook or "
+                "state_dict() that adds it"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def link(source: Path, path: Path) -> None:
+    """Make `path` the same file as `source`, at once and without copying its bytes where the disk allows."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:
+        # Some file systems have no hard links.
+        temporary.write_bytes(source.read_bytes())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU, after checking every byte against the file's checksums.
+
+    Raises:
+        MisconfigurationException: The file is missing, damaged, unsafe, or no checkpoint of this engine.
+    """
+    if not path.is_file():
+        there = sorted(str(p) for p in path.parent.glob("*.ckpt"))
+        found = f"there are: {', '.join(there)}" if there else f"there are no *.ckpt files in {path.parent}"
+        raise MisconfigurationException(f"checkpoint {path} does not exist; {found}")
+    damaged = f"checkpoint {path} is damaged ({{}}); use another one, for example an older file in {path.parent}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad_record = archive.testzip()
+        if bad_record is not None:
+            raise MisconfigurationException(damaged.format(f"record {bad_record} fails its checksum"))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise MisconfigurationException(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    except pickle.UnpicklingError as error:
+        raise MisconfigurationException(
+            f"checkpoint {path} holds Python objects, which could run code when loaded, and was refused; "
+            "save primitives and tensors only"
+        ) from error
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise MisconfigurationException(damaged.format(str(error).splitlines()[0])) from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise MisconfigurationException(f"{path} is not a checkpoint of this engine (format {FORMAT})")
+    return checkpoint
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Load a state dict, naming what does not fit.
+
+    Raises:
+        MisconfigurationException: Names or shapes differ.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    shapes = [
+        f"{name} {list(weights[name].shape)} in the file, {list(own[name].shape)} in the model"
+        for name in own
+        if name in weights and isinstance(own[name], Tensor) and weights[name].shape != own[name].shape
+    ]
+    faults = {"missing in the file": missing, "unknown to the model": unexpected, "other shapes": shapes}
+    text = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+    if text:
+        raise MisconfigurationException(f"checkpoint {path} is of another model than this one: {text}")
+    module.load_state_dict(dict(weights))
+
+
+def capture(t: Trainer, weights_only: bool) -> Checkpoint:
+    """Everything a trainer has to save, as in the schema; every process must call this."""
+    module, datamodule, state = t.module, t.datamodule, t.state
+    captured: Checkpoint = {
+        "format": FORMAT,
+        "epoch": state.epoch,
+        "global_step": state.global_step,
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "datamodule_hyper_parameters": dict(datamodule.hparams) if datamodule is not None else {},
+        "env": environment(),
+    }
+    if not weights_only:
+        captured |= {
+            "optimizer_states": [optimizer.state_dict() for optimizer in t.optimizers],
+            "lr_schedulers": [config.scheduler.state_dict() for config in t.lr_scheduler_configs],
+            "precision": t.precision.state_dict(),
+            "callbacks": {callback.state_key: callback.state_dict() for callback in t.callbacks},
+            "datamodule": datamodule.state_dict() if datamodule is not None else {},
+            "state": {
+                "seed": state.seed,
+                "epoch": state.epoch + state.epoch_over,
+                "batches_done": 0 if state.epoch_over else state.batches_done,
+                "global_step": state.global_step,
+            },
+            "rng": distributed.all_gather(capture_rng()),
+        }
+        for callback in t.callbacks:
+            callback.on_save_checkpoint(t, module, captured)
+    module.on_save_checkpoint(captured)
+    return captured
+
+
+def restore_weights(t: Trainer, ckpt_path: str | os.PathLike[str] | None) -> Checkpoint | None:
+    """Load the weights of the trainer's module, and what data module and callbacks keep when fitting.
+
+    Args:
+        t: The trainer.
+        ckpt_path: A file, or "best" or "last" of the trainer's ModelCheckpoint; None does nothing.
+
+    Returns:
+        The whole checkpoint.
+
+    Raises:
+        MisconfigurationException: There is no such file, or it does not fit.
+    """
+    if ckpt_path is None:
+        return None
+    path = _resolve(t, ckpt_path)
+    loaded = load(path)
+    if t.stage == "fit":
+        _check_resumable(path, loaded)
+    t.module.on_load_checkpoint(loaded)
+    load_weights(t.module, loaded["state_dict"], path)
+    if t.stage == "fit":
+        if t.datamodule is not None:
+            t.datamodule.load_state_dict(loaded["datamodule"])
+        for callback in t.callbacks:
+            callback.on_load_checkpoint(t, t.module, loaded)
+            if callback.state_key in loaded["callbacks"]:
+                callback.load_state_dict(loaded["callbacks"][callback.state_key])
+    return loaded
+
+
+def restore_training(t: Trainer, loaded: Checkpoint) -> None:
+    """Put optimizers, schedulers, the loss scale and the position back."""
+    pairs: list[tuple[str, list[Any]]] = [
+        ("optimizer_states", t.optimizers),
+        ("lr_schedulers", [c.scheduler for c in t.lr_scheduler_configs]),
+    ]
+    for key, targets in pairs:
+        if len(loaded[key]) != len(targets):
+            raise MisconfigurationException(
+                f"the checkpoint has {len(loaded[key])} {key}, this run has {len(targets)}; resume with the same "
+                "configure_optimizers"
+            )
+        for target, saved in zip(targets, loaded[key], strict=True):
+            target.load_state_dict(saved)
+    t.precision.load_state_dict(loaded["precision"])
+    for name, value in loaded["state"].items():
+        setattr(t.state, name, value)
+    for logger in t.loggers:
+        if hasattr(logger, "resume_at"):
+            logger.resume_at(t.state.global_step)
+
+
+def _resolve(t: Trainer, ckpt_path: str | os.PathLike[str]) -> Path:
+    if ckpt_path not in ("best", "last"):
+        return Path(ckpt_path)
+    callback = t.checkpoint_callback
+    path = callback and (callback.best_model_path if ckpt_path == "best" else callback.last_model_path)
+    if not path:
+        raise MisconfigurationException(
+            f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has saved one; give the path of a file"
+        )
+    return Path(path)
+
+
+def _check_resumable(path: Path, loaded: Checkpoint) -> None:
+    if "state" not in loaded:
+        raise MisconfigurationException(f"checkpoint {path} holds weights only; it can be tested, not resumed")
+    done = loaded["state"]["batches_done"]
+    if done:
+        raise MisconfigurationException(
+            f"checkpoint {path} was saved within epoch {loaded['epoch']}, after {done} batches; "
+            "training can be resumed at the end of an epoch only"
+        )
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

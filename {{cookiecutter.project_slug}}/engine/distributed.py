@@ -1,0 +1,97 @@
+"""The processes of a run: who we are, and the few collectives the engine needs.
+
+torchrun (or anything that sets `RANK`, `LOCAL_RANK` and `WORLD_SIZE`) is the only launcher. Every function works
+unchanged in a single process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def launched() -> bool:
+    """Whether a launcher such as torchrun started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """Number of this process among all processes of the run; 0 without a launcher."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def local_rank() -> int:
+    """Number of this process among the processes of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if launched() else 0
+
+
+def world_size() -> int:
+    """Number of processes of the run."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local_world_size() -> int:
+    """Number of processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes files and talks to the terminal."""
+    return rank() == 0
+
+
+def init(device: torch.device) -> None:
+    """Join the process group; gloo for tensors on the CPU, nccl for tensors on a GPU."""
+    if not launched() or dist.is_initialized():
+        return
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    atexit.register(destroy)
+
+
+def destroy() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def active() -> bool:
+    """Whether collectives reach other processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def barrier() -> None:
+    """Wait until every process has come this far."""
+    if active():
+        dist.barrier()
+
+
+def broadcast(value: T) -> T:
+    """Give every process the value of rank 0 (any picklable object)."""
+    if not active():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[no-any-return]
+
+
+def all_gather(value: T) -> list[T]:
+    """The values of all processes, by rank (any picklable object)."""
+    if not active():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def rank_zero_warn(message: str) -> None:
+    """Warn once for the run rather than once for each process."""
+    if is_rank_zero():
+        warnings.warn(message, UserWarning, stacklevel=3)

@@ -1,0 +1,187 @@
+"""Hooks that models and data modules override: what runs when, apart from the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class ModelHooks(nn.Module):
+    """Hooks of a model; each does nothing unless it says so."""
+
+    def setup(self, stage: str) -> None:
+        """A stage begins: "fit", "validate", "test" or "predict"."""
+
+    def teardown(self, stage: str) -> None:
+        """A stage is over, also after an error."""
+
+    def on_fit_start(self) -> None:
+        """Model and optimizers are ready."""
+
+    def on_fit_end(self) -> None:
+        """Training is over."""
+
+    def on_train_start(self) -> None:
+        """The first epoch is about to start."""
+
+    def on_train_end(self) -> None:
+        """The last epoch is over."""
+
+    def on_train_epoch_start(self) -> None:
+        """An epoch starts."""
+
+    def on_train_epoch_end(self) -> None:
+        """An epoch is over, its validation included."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """A training batch lies on the device; return -1 to skip the rest of the epoch."""
+
+    def on_train_batch_end(self, outputs: dict[str, Any], batch: Any, batch_idx: int) -> None:
+        """A training batch is done."""
+
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+        """Gradients are about to be cleared."""
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """The loss is about to be differentiated (divided by the accumulation, scaled under fp16)."""
+
+    def on_after_backward(self) -> None:
+        """Gradients are there (still scaled under fp16)."""
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Gradients are unscaled and not yet clipped."""
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Clear gradients before validation within fit; by default sets them to None to free memory."""
+        self.zero_grad()
+
+    def on_validation_model_eval(self) -> None:
+        """Switch to evaluation mode; modes are restored afterwards."""
+        self.eval()
+
+    def on_test_model_eval(self) -> None:
+        """Switch to evaluation mode; modes are restored afterwards."""
+        self.eval()
+
+    def on_predict_model_eval(self) -> None:
+        """Switch to evaluation mode; modes are restored afterwards."""
+        self.eval()
+
+    def on_validation_start(self) -> None:
+        """Validation starts."""
+
+    def on_validation_end(self) -> None:
+        """Validation is over."""
+
+    def on_validation_epoch_start(self) -> None:
+        """The validation sets are about to be read."""
+
+    def on_validation_epoch_end(self) -> None:
+        """The validation sets are read; the last moment to log."""
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A validation batch lies on the device."""
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A validation batch is done."""
+
+    def on_test_start(self) -> None:
+        """Testing starts."""
+
+    def on_test_end(self) -> None:
+        """Testing is over."""
+
+    def on_test_epoch_start(self) -> None:
+        """The test sets are about to be read."""
+
+    def on_test_epoch_end(self) -> None:
+        """The test sets are read; the last moment to log."""
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A test batch lies on the device."""
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A test batch is done."""
+
+    def on_predict_start(self) -> None:
+        """Prediction starts."""
+
+    def on_predict_end(self) -> None:
+        """Prediction is over."""
+
+    def on_predict_epoch_start(self) -> None:
+        """The sets to predict are about to be read."""
+
+    def on_predict_epoch_end(self) -> None:
+        """The sets to predict are read."""
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A batch to predict lies on the device."""
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A batch is predicted."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written; add what you like (primitives and tensors)."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint was read; the weights are not yet loaded."""
+
+
+class DataHooks:
+    """Loaders and batch transfer. A data module's override goes before the model's."""
+
+    def prepare_data(self) -> None:
+        """Download and the like: on one process of each machine, before `setup`; keep no state here."""
+
+    def train_dataloader(self) -> Any:
+        """The loader to train on."""
+        return None
+
+    def val_dataloader(self) -> Any:
+        """The loader to validate on, or a list of them."""
+        return None
+
+    def test_dataloader(self) -> Any:
+        """The loader to test on, or a list of them."""
+        return None
+
+    def predict_dataloader(self) -> Any:
+        """The loader to predict, or a list of them."""
+        return None
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch on the CPU."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; by default all tensors in it, however nested."""
+        return move_to_device(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch on the device."""
+        return batch
+
+
+def move_to_device(batch: Any, device: torch.device) -> Any:
+    """The same structure with every tensor on `device`; other objects that have `.to` are moved by it."""
+    if isinstance(batch, Tensor):
+        # Towards the CPU a copy that is not waited for would hold garbage.
+        return batch.to(device, non_blocking=device.type != "cpu")
+    if isinstance(batch, Mapping):
+        moved = {key: move_to_device(value, device) for key, value in batch.items()}
+        return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*[move_to_device(value, device) for value in batch])
+    if isinstance(batch, list | tuple):
+        return type(batch)([move_to_device(value, device) for value in batch])
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(
+            batch, **{f.name: move_to_device(getattr(batch, f.name), device) for f in fields(batch) if f.init}
+        )
+    return batch.to(device) if hasattr(batch, "to") else batch

@@ -1,0 +1,200 @@
+"""What surrounds the loops: checking arguments, attaching model and data, set-up, and tear-down come what may."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine import distributed
+from engine.callback import Callback, check_hook_names, is_overridden
+from engine.callbacks import ModelCheckpoint, ModelSummary, RichProgressBar
+from engine.data import Loaders
+from engine.exceptions import MisconfigurationException
+from engine.hooks import DataHooks
+from engine.loggers import Logger, TensorBoardLogger
+from engine.module import DataModule, Module
+from engine.precision import Precision
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+# Methods that do something in Lightning and nothing here: refused at the start rather than ignored.
+UNSUPPORTED_HOOKS = [
+    *("optimizer_step", "lr_scheduler_step", "configure_optimizer", "val_step"),
+    *("training_epoch_end", "validation_epoch_end", "test_epoch_end"),
+    *("training_step_end", "validation_step_end", "test_step_end"),
+]
+# Smallest value of each whole-number argument.
+LEAST = {
+    "max_epochs": -1,
+    "min_epochs": 0,
+    "max_steps": -1,
+    "min_steps": 0,
+    "fast_dev_run": 0,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+    "log_every_n_steps": 1,
+    "accumulate_grad_batches": 1,
+}
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+@contextmanager
+def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, given: dict[str, Any]) -> Iterator[None]:
+    """Set up, run the block, tear down; the block's errors pass through unchanged.
+
+    Args:
+        t: The trainer.
+        stage: "fit", "validate", "test" or "predict".
+        model: What to run.
+        datamodule: Its data, if any.
+        given: Loaders handed over directly, by "train", "val", "test" or "predict".
+    """
+    _attach(t, stage, model, datamodule, given)
+    try:
+        _set_up(t)
+        yield
+    except BaseException as error:
+        t.call(Callback.on_exception, error)
+        if t.datamodule is not None:
+            t.datamodule.on_exception(error)
+        for logger in t.loggers:
+            logger.finalize("failed")
+        # Others may wait for this process in a collective: leaving tells them.
+        distributed.destroy()
+        raise
+    else:
+        for logger in t.loggers:
+            logger.finalize("success")
+    finally:
+        if t.datamodule is not None:
+            t.datamodule.teardown(stage)
+        t.call(Callback.teardown, stage)
+        model.teardown(stage)
+
+
+def log_hyperparams(t: Trainer) -> None:
+    """Hand the arguments of model and data to the loggers."""
+    hparams = {**(t.datamodule.hparams if t.datamodule is not None else {}), **t.module.hparams}
+    for logger in t.loggers:
+        logger.log_hyperparams(hparams)
+
+
+def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if isinstance(value, DataModule):
+            datamodule, given = value, {**given, name: None}
+    t.stage, t.module, t.datamodule = stage, model, datamodule
+    t.should_stop = False
+    t.metrics.clear()
+    model.trainer = t
+    check_hook_names(model, Module, UNSUPPORTED_HOOKS)
+    if not model.automatic_optimization:
+        raise MisconfigurationException("automatic_optimization=False is not supported; return the loss instead")
+    sources: list[Any] = [model]
+    if datamodule is not None:
+        datamodule.trainer = t
+        check_hook_names(datamodule, DataModule)
+        sources.insert(0, datamodule)
+    t.loaders = Loaders(sources, given, t.limits, share=t.use_distributed_sampler)
+    own = model.configure_callbacks()
+    t.dispatch(_merge_callbacks(t.callbacks, [own] if isinstance(own, Callback) else list(own)))
+    t.step_takes_batch_idx = len(inspect.signature(model.training_step).parameters) > 1
+    for name in TRANSFER_HOOKS:
+        owner = next((source for source in sources if is_overridden(source, name, DataHooks)), model)
+        t.transfer_hooks[name] = getattr(owner, name)
+
+
+def _set_up(t: Trainer) -> None:
+    if t.device.type == "cuda":
+        torch.cuda.set_device(t.device)
+    distributed.init(t.device)
+    t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
+    t.log_dir = distributed.broadcast(_log_dir(t.loggers, t.default_root_dir))
+    if distributed.local_rank() == 0:
+        if t.datamodule is not None:
+            t.datamodule.prepare_data()
+        t.module.prepare_data()
+    distributed.barrier()
+    if t.datamodule is not None:
+        t.datamodule.setup(t.stage)
+    t.call(Callback.setup, t.stage)
+    t.module.setup(t.stage)
+    distributed.barrier()
+    t.module.configure_model()
+    t.module.to(t.device)
+    t.precision = Precision(t.precision_name, t.device)
+
+
+def check_arguments(t: Trainer) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        MisconfigurationException: The first one found.
+    """
+    for name, least in LEAST.items():
+        value = getattr(t, name)
+        if not isinstance(value, int) or value < least:
+            raise MisconfigurationException(f"{name}={value!r} makes no sense; give a whole number from {least}")
+    for name, limit in t.limits.items():
+        whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0
+        share = isinstance(limit, float) and 0.0 <= limit <= 1.0
+        if not whole and not share:
+            raise MisconfigurationException(
+                f"limit_{name}_batches={limit!r} makes no sense; give a number of batches, or a share from 0.0 to 1.0"
+            )
+    if t.gradient_clip_val is not None and not t.gradient_clip_val >= 0:
+        raise MisconfigurationException(f"gradient_clip_val={t.gradient_clip_val!r}; give a number from 0, or none")
+    if t.gradient_clip_algorithm not in ("norm", "value"):
+        raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")
+
+
+def as_loggers(logger: Logger | Sequence[Logger] | bool, root: str) -> list[Logger]:
+    """The loggers that the `logger` argument stands for."""
+    if isinstance(logger, bool):
+        return [TensorBoardLogger(root)] if logger else []
+    return list(logger) if isinstance(logger, Sequence) else [logger]
+
+
+def _log_dir(loggers: list[Logger], root: str) -> str:
+    """Folder of the first logger that has one, else `root`."""
+    return next((logger.log_dir for logger in loggers if logger.log_dir), root)
+
+
+def with_default_callbacks(
+    callbacks: Callback | Sequence[Callback] | None,
+    *,
+    checkpointing: bool,
+    progress_bar: bool,
+    model_summary: bool,
+) -> list[Callback]:
+    """The given callbacks and, where they are enabled and not among them, the standard ones.
+
+    Raises:
+        MisconfigurationException: Checkpointing is off, and a ModelCheckpoint was given.
+    """
+    chosen = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+    if not checkpointing and any(isinstance(c, ModelCheckpoint) for c in chosen):
+        raise MisconfigurationException("enable_checkpointing=False, but callbacks has a ModelCheckpoint; drop one")
+    defaults = [
+        (progress_bar, RichProgressBar),
+        (model_summary, ModelSummary),
+        (checkpointing, ModelCheckpoint),
+    ]
+    chosen += [kind() for wanted, kind in defaults if wanted and not any(isinstance(c, kind) for c in chosen)]
+    return _checkpoints_last(chosen)
+
+
+def _merge_callbacks(callbacks: list[Callback], own: list[Callback]) -> list[Callback]:
+    """Add a module's own callbacks; they replace the trainer's of the same type."""
+    kinds = tuple(type(callback) for callback in own)
+    return _checkpoints_last([c for c in callbacks if type(c) not in kinds] + own)
+
+
+def _checkpoints_last(callbacks: list[Callback]) -> list[Callback]:
+    # So that what a checkpoint saves of the other callbacks is up to date.
+    return sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))

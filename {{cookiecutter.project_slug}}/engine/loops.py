@@ -1,0 +1,298 @@
+"""The loops, read top-down: fit, epoch, batch, optimizer step; evaluation; prediction.
+
+    fit_epochs -> train_epoch -> train_batch -> forward_backward -> Module.training_step
+                                             -> optimizer_step
+                              -> evaluate    -> Module.validation_step
+
+`t` is the trainer. Hooks run callbacks first, then the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.callback import Callback
+from engine.data import batches, start_epoch
+from engine.exceptions import MisconfigurationException
+from engine.hooks import move_to_device
+from engine.metrics import EpochResult, Scope
+from engine.optim import step_plateau_schedulers, step_schedulers
+from engine.seed import isolated_rng
+from engine.strategy import NO_CONTEXT
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class TrainState:
+    """Where training stands. A checkpoint holds the state before the next batch.
+
+    Attributes:
+        seed: Seed of the order of samples.
+        epoch: Finished epochs.
+        batches_done: Batches done in the current epoch.
+        global_step: Completed optimizer steps.
+        epoch_over: The current epoch is finished but for the callbacks that monitor it.
+    """
+
+    seed: int
+    epoch: int = 0
+    batches_done: int = 0
+    global_step: int = 0
+    epoch_over: bool = False
+
+
+def fit_epochs(t: Trainer) -> None:
+    """Train until `t.stop_reason()` names a reason."""
+    t.metrics.stage, t.metrics.scope = "train", Scope.EPOCH
+    t.call(Callback.on_train_start)
+    t.module.on_train_start()
+    while t.stop_reason() is None:
+        train_epoch(t)
+    t.metrics.scope = None
+    t.call(Callback.on_train_end)
+    t.module.on_train_end()
+
+
+def train_epoch(t: Trainer) -> None:
+    """Run one epoch: its batches, its validation, its end."""
+    state, metrics, module = t.state, t.metrics, t.module
+    loader, count = t.loaders.train()
+    start_epoch(loader, state.seed, state.epoch)
+    metrics.scope = Scope.EPOCH
+    metrics.fresh.clear()
+    t.call(Callback.on_train_epoch_start)
+    module.on_train_epoch_start()
+    for batch_idx, batch, t.is_last_batch in batches(loader, count):
+        skip_rest = train_batch(t, batch, batch_idx)
+        metrics.scope = None
+        if not skip_rest and t.should_validate():
+            module.on_validation_model_zero_grad()
+            evaluate(t, "validation")
+            metrics.stage = "train"
+        if skip_rest or t.stop_reason() is not None:
+            break
+    metrics.scope = Scope.EPOCH
+    t.call(Callback.on_train_epoch_end)
+    module.on_train_epoch_end()
+    t.log_metrics(_by_name(metrics.flush_epoch()), t.log_step)
+    metrics.scope = None
+    step_plateau_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, t.callback_metrics)
+    # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
+    state.epoch_over = t.is_last_batch or not t.step_limit_reached()
+    t.call_monitoring_callbacks()
+    if state.epoch_over:
+        state.epoch, state.batches_done, state.epoch_over = state.epoch + 1, 0, False
+
+
+def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
+    """Run one batch.
+
+    Returns:
+        Whether the module asked to skip the rest of the epoch, this batch included.
+    """
+    state, metrics, module = t.state, t.metrics, t.module
+    batch = t.to_device(batch, 0)
+    metrics.begin_batch(Scope.TRAIN_BATCH, batch)
+    t.call(Callback.on_train_batch_start, batch, batch_idx)
+    if module.on_train_batch_start(batch, batch_idx) == -1:
+        return True
+    stepping = t.is_last_batch or (batch_idx + 1) % t.accumulate_grad_batches == 0
+    outputs = forward_backward(t, batch, batch_idx, NO_CONTEXT if stepping else t.strategy.no_sync())
+    state.batches_done = batch_idx + 1
+    if stepping:
+        optimizer_step(t, window=batch_idx % t.accumulate_grad_batches + 1)
+        step_schedulers(t.lr_scheduler_configs, "step", state.global_step)
+    if t.is_last_batch:
+        step_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1)
+    t.call(Callback.on_train_batch_end, outputs, batch, batch_idx)
+    module.on_train_batch_end(outputs, batch, batch_idx)
+    if stepping:
+        if state.global_step % t.log_every_n_steps == 0:
+            t.log_metrics(metrics.flush_step(), t.log_step)
+        step_plateau_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics.callback_values)
+    return False
+
+
+def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractContextManager[None]) -> dict[str, Any]:
+    """Add the gradients of one batch.
+
+    Gradients of the previous window are cleared between forward and backward, as in Lightning.
+
+    Returns:
+        What `on_train_batch_end` gets: the detached loss, divided by the accumulation, and the step's other values.
+    """
+    module, precision = t.module, t.precision
+    with no_sync:
+        with precision.context():
+            output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
+        loss, extra = _split_output(output)
+        if batch_idx % t.accumulate_grad_batches == 0:
+            optimizer = t.optimizers[0]
+            t.call(Callback.on_before_zero_grad, optimizer)
+            module.on_before_zero_grad(optimizer)
+            module.optimizer_zero_grad(t.current_epoch, batch_idx, optimizer)
+        if loss is None:
+            return extra
+        if t.accumulate_grad_batches > 1:
+            loss = loss / t.accumulate_grad_batches
+        scaled = precision.scale(loss)
+        t.call(Callback.on_before_backward, scaled)
+        module.on_before_backward(scaled)
+        module.backward(scaled)
+        t.call(Callback.on_after_backward)
+        module.on_after_backward()
+    return {**extra, "loss": loss.detach()}
+
+
+def optimizer_step(t: Trainer, window: int) -> None:
+    """Unscale and clip the gradients of a window of `window` batches, and update the weights."""
+    module, precision, optimizer = t.module, t.precision, t.optimizers[0]
+    precision.unscale(optimizer)
+    if window < t.accumulate_grad_batches:
+        # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
+        gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
+    t.call(Callback.on_before_optimizer_step, optimizer)
+    module.on_before_optimizer_step(optimizer)
+    module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
+    precision.step(optimizer)
+    t.state.global_step += 1
+
+
+def sanity_check(t: Trainer) -> None:
+    """Run a few validation batches before training, and leave no trace of them."""
+    t.sanity_checking = True
+    with isolated_rng():
+        t.call(Callback.on_sanity_check_start)
+        evaluate(t, "validation")
+        t.call(Callback.on_sanity_check_end)
+    t.sanity_checking = False
+    t.metrics.clear()
+
+
+def evaluate(t: Trainer, stage: str) -> list[dict[str, float]]:
+    """Run the "validation" or "test" loaders; inside fit as well as on its own.
+
+    Returns:
+        One dict of logged epoch values per loader.
+    """
+    loaders, counts = t.evaluation_loaders(stage)
+    if not any(counts):
+        return []
+    module, metrics = t.module, t.metrics
+    metrics.stage, metrics.scope = stage, Scope.EPOCH
+    modes = [(part, part.training) for part in module.modules()]
+    with t.no_grad_context():
+        getattr(module, f"on_{stage}_model_eval")()
+        call_both(t, f"on_{stage}_start")
+        call_both(t, f"on_{stage}_epoch_start")
+        for index, (loader, count) in enumerate(zip(loaders, counts, strict=True)):
+            metrics.loader = index if len(loaders) > 1 else None
+            evaluate_loader(t, stage, loader, count)
+        metrics.loader, metrics.scope = None, Scope.EPOCH
+        call_both(t, f"on_{stage}_epoch_end")
+        results = metrics.flush_epoch()
+        metrics.scope = None
+        t.log_metrics(_by_name(results), t.log_step)
+        call_both(t, f"on_{stage}_end")
+    for part, training in modes:
+        part.training = training
+    per_loader = [[r for r in results if r.meter.loader in (None, index)] for index in range(len(loaders))]
+    return [_by_name(of_loader, every=True) for of_loader in per_loader]
+
+
+def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float) -> None:
+    """Run the batches of one evaluation loader."""
+    module, metrics = t.module, t.metrics
+    step = getattr(module, f"{stage}_step")
+    start, end = f"on_{stage}_batch_start", f"on_{stage}_batch_end"
+    start_epoch(loader, t.state.seed, 0)
+    for batch_idx, batch, _ in batches(loader, count):
+        batch = t.to_device(batch, metrics.loader or 0)
+        metrics.begin_batch(Scope.EVAL_BATCH, batch)
+        which = (batch_idx,) if metrics.loader is None else (batch_idx, metrics.loader)
+        call_both(t, start, batch, *which)
+        with t.precision.context():
+            outputs = step(batch, *which)
+        call_both(t, end, outputs, batch, *which)
+        metrics.scope = None
+        if metrics.has_step_values():
+            t.log_evaluation_step()
+
+
+def predict(t: Trainer, keep: bool) -> list[list[Any]]:
+    """Run the predict loaders.
+
+    Args:
+        t: The trainer.
+        keep: Whether to keep what the batches give.
+
+    Returns:
+        Per loader, per batch, what `predict_step` returned, on the CPU.
+    """
+    module = t.module
+    t.metrics.scope = None
+    loaders, counts = t.evaluation_loaders("predict")
+    predictions: list[list[Any]] = []
+    modes = [(part, part.training) for part in module.modules()]
+    with t.no_grad_context():
+        module.on_predict_model_eval()
+        call_both(t, "on_predict_start")
+        call_both(t, "on_predict_epoch_start")
+        for index, (loader, count) in enumerate(zip(loaders, counts, strict=True)):
+            predictions.append([])
+            start_epoch(loader, t.state.seed, 0)
+            for batch_idx, batch, _ in batches(loader, count):
+                batch = t.to_device(batch, index)
+                which = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
+                call_both(t, "on_predict_batch_start", batch, *which)
+                with t.precision.context():
+                    outputs = module.predict_step(batch, *which)
+                call_both(t, "on_predict_batch_end", outputs, batch, *which)
+                if keep:
+                    predictions[-1].append(move_to_device(outputs, CPU))
+        call_both(t, "on_predict_epoch_end")
+        call_both(t, "on_predict_end")
+    for part, training in modes:
+        part.training = training
+    return predictions
+
+
+def call_both(t: Trainer, name: str, *args: Any) -> None:
+    """Call a hook that callbacks and module have in common."""
+    t.call(getattr(Callback, name), *args)
+    getattr(t.module, name)(*args)
+
+
+def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
+    if output is None:
+        return None, {}
+    loss = output
+    extra: dict[str, Any] = {}
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+        extra = {k: v.detach() if isinstance(v, Tensor) else v for k, v in output.items() if k != "loss"}
+    if not isinstance(loss, Tensor):
+        raise MisconfigurationException(
+            f"training_step returned {type(output).__name__}; return the loss (a tensor), a dict with 'loss', or None"
+        )
+    if loss.numel() != 1 or not loss.requires_grad:
+        fault = f"of shape {tuple(loss.shape)}" if loss.numel() != 1 else "without gradient"
+        raise MisconfigurationException(
+            f"training_step returned a loss {fault}; return one number computed from the model's parameters"
+        )
+    return loss, extra
+
+
+def _by_name(results: list[EpochResult], every: bool = False) -> dict[str, float]:
+    return {r.meter.epoch_name(): r.value for r in results if every or r.meter.options.logger}

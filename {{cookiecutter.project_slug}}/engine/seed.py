@@ -1,0 +1,89 @@
+"""Random seeds, and the state of every random number generator as plain data."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.exceptions import MisconfigurationException
+
+# Lightning's variable, so that seeds reach child processes and code written for it.
+SEED_VARIABLE = "PL_GLOBAL_SEED"
+MAX_SEED = 2**32 - 1
+
+
+def seed_everything(seed: int = 42) -> int:
+    """Seed Python, NumPy and torch (all devices), and with them the order of training samples.
+
+    Args:
+        seed: 0 to 4294967295.
+
+    Returns:
+        The seed.
+
+    Raises:
+        MisconfigurationException: The seed is out of range.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise MisconfigurationException(f"seed={seed} is out of range; give a whole number from 0 to {MAX_SEED}")
+    os.environ[SEED_VARIABLE] = str(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def global_seed() -> int:
+    """The seed given to `seed_everything`, else the one torch drew when it started."""
+    return int(os.environ.get(SEED_VARIABLE, torch.initial_seed() & MAX_SEED))
+
+
+def mix(*numbers: int) -> int:
+    """Mix whole numbers into one well-spread 63-bit seed (splitmix64, Steele et al. 2014).
+
+    Unlike `hash` it is the same in every process and every version of Python.
+    """
+    mask = 2**64 - 1
+    state = 0
+    for number in numbers:
+        state = ((state ^ number) + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+def capture_rng() -> dict[str, Any]:
+    """The state of every generator, as primitives and tensors only."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put back what `capture_rng` returned; a state of a device that is not here is left out."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Leave every generator as it was found, whatever the block draws."""
+    state = capture_rng()
+    try:
+        yield
+    finally:
+        restore_rng(state)

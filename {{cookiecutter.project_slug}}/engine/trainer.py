@@ -1,0 +1,418 @@
+"""Trainer: arguments, set-up and tear-down around the loops, and hook dispatch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from engine import checkpoint, distributed, lifecycle, loops
+from engine.callback import Callback, Table, check_hook_names, is_overridden, override_table
+from engine.callbacks import ModelCheckpoint, print_results
+from engine.data import UNKNOWN, Loaders
+from engine.exceptions import MisconfigurationException
+from engine.loggers import Logger
+from engine.metrics import MetricStore
+from engine.module import DataModule, Module
+from engine.optim import LRSchedulerConfig, parse_optimizers
+from engine.precision import Precision, PrecisionName
+from engine.seed import global_seed, restore_rng
+from engine.strategy import Strategy, check_devices, make_strategy, select_device
+
+P = ParamSpec("P")
+
+
+@final
+class Trainer:
+    """Runs a module: `fit`, `validate`, `test`, `predict`.
+
+    Args:
+        accelerator: Device: cuda, else mps, else cpu with auto.
+        devices: Processes on this machine; auto takes as many as the launcher started.
+        strategy: How several processes work together; auto is ddp.
+        precision: Number format: 32-true, or autocast with bf16-mixed or 16-mixed.
+        logger: A logger, several, True for a TensorBoardLogger, or False for none.
+        callbacks: Callbacks, called in this order; checkpoint callbacks always come last.
+        max_epochs: Stop after so many epochs; -1 for no limit, default 1000 unless max_steps is given.
+        min_epochs: Train at least so many epochs, even when asked to stop.
+        max_steps: Stop after so many optimizer steps; -1 for no limit.
+        min_steps: Take at least so many optimizer steps, even when asked to stop.
+        limit_train_batches: Batches of an epoch: a number, or a share from 0.0 to 1.0.
+        limit_val_batches: The same for each validation set; 0 turns validation off.
+        limit_test_batches: The same for each test set.
+        limit_predict_batches: The same for each set to predict.
+        fast_dev_run: Try everything with so many batches (true: 1), without checkpoints and logs.
+        check_val_every_n_epoch: Validate every so many epochs.
+        num_sanity_val_steps: Validation batches to try before training; -1 for all.
+        log_every_n_steps: Log the values of every so many optimizer steps.
+        enable_checkpointing: Save checkpoints.
+        enable_progress_bar: Show progress.
+        enable_model_summary: Show the model's layers before training.
+        accumulate_grad_batches: Add up the gradients of so many batches before each optimizer step.
+        gradient_clip_val: Limit of the gradients; none leaves them alone.
+        gradient_clip_algorithm: Clip the norm of all gradients, or the value of each.
+        deterministic: Use deterministic kernels only, which may be slower.
+        benchmark: Let cuDNN try kernels for the fastest; good where sizes stay the same.
+        inference_mode: Evaluate in torch.inference_mode rather than torch.no_grad (never within fit).
+        use_distributed_sampler: Share the samples of torch's default samplers among processes.
+        default_root_dir: Folder for logs and checkpoints where no logger names one; default: here.
+
+    Raises:
+        MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
+    """
+
+    # What a run consists of; set by fit, validate, test and predict.
+    module: Module
+    datamodule: DataModule | None
+    precision: Precision
+    strategy: Strategy
+    loaders: Loaders
+    optimizers: list[Optimizer]
+    lr_scheduler_configs: list[LRSchedulerConfig]
+    step_takes_batch_idx: bool
+    stage: str
+
+    def __init__(
+        self,
+        *,
+        accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
+        devices: int | Literal["auto"] = "auto",
+        strategy: Literal["auto", "ddp"] = "auto",
+        precision: PrecisionName = "32-true",
+        logger: Logger | Sequence[Logger] | bool = True,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        max_epochs: int | None = None,
+        min_epochs: int = 0,
+        max_steps: int = -1,
+        min_steps: int = 0,
+        limit_train_batches: int | float = 1.0,
+        limit_val_batches: int | float = 1.0,
+        limit_test_batches: int | float = 1.0,
+        limit_predict_batches: int | float = 1.0,
+        fast_dev_run: int | bool = False,
+        check_val_every_n_epoch: int = 1,
+        num_sanity_val_steps: int = 2,
+        log_every_n_steps: int = 50,
+        enable_checkpointing: bool = True,
+        enable_progress_bar: bool = True,
+        enable_model_summary: bool = True,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        deterministic: bool = False,
+        benchmark: bool = False,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        default_root_dir: str | os.PathLike[str] = ".",
+    ) -> None:
+        self.fast_dev_run = int(fast_dev_run)
+        unlimited = 1000 if max_steps == -1 else -1
+        self.max_epochs = unlimited if max_epochs is None else max_epochs
+        self.min_epochs, self.max_steps, self.min_steps = min_epochs, max_steps, min_steps
+        self.limits = {
+            "train": limit_train_batches,
+            "val": limit_val_batches,
+            "test": limit_test_batches,
+            "predict": limit_predict_batches,
+        }
+        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.num_sanity_val_steps = num_sanity_val_steps
+        self.log_every_n_steps = log_every_n_steps
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        lifecycle.check_arguments(self)
+        if self.fast_dev_run:
+            self.limits = dict.fromkeys(self.limits, self.fast_dev_run)
+            self.max_epochs, self.num_sanity_val_steps, logger = 1, 0, False
+        check_devices(devices, strategy)
+        self.device = select_device(accelerator)
+        self.precision_name = precision
+        Precision(precision, self.device)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+        self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
+        self.default_root_dir = str(default_root_dir)
+        self.log_dir = self.default_root_dir
+        self.loggers = lifecycle.as_loggers(logger, self.default_root_dir)
+
+        self.state = loops.TrainState(seed=global_seed())
+        self.metrics = MetricStore()
+        self.stage = ""
+        self.should_stop = self.sanity_checking = self.is_last_batch = False
+        self.optimizers, self.lr_scheduler_configs = [], []
+        self.transfer_hooks: dict[str, Callable[..., Any]] = {}
+        self._evaluation_steps: dict[tuple[str, int | None], int] = {}
+        self.dispatch(
+            lifecycle.with_default_callbacks(
+                callbacks,
+                checkpointing=enable_checkpointing,
+                progress_bar=enable_progress_bar,
+                model_summary=enable_model_summary,
+            )
+        )
+
+    def fit(
+        self,
+        model: Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: What to train.
+            train_dataloaders: A loader, or a data module; default: the `train_dataloader` hook.
+            val_dataloaders: One loader or several; default: the `val_dataloader` hook.
+            datamodule: Where the hooks are looked for, before the model.
+            ckpt_path: Continue from a file, or from the "last" or "best" of this trainer's ModelCheckpoint.
+        """
+        given = {"train": train_dataloaders, "val": val_dataloaders}
+        with lifecycle.run(self, "fit", model, datamodule, given):
+            loaded = checkpoint.restore_weights(self, ckpt_path)
+            self.strategy = make_strategy(model, self.device)
+            optimizer, self.lr_scheduler_configs = parse_optimizers(model.configure_optimizers())
+            self.optimizers = [optimizer]
+            self.call(Callback.on_fit_start)
+            model.on_fit_start()
+            if loaded is not None:
+                checkpoint.restore_training(self, loaded)
+            lifecycle.log_hyperparams(self)
+            model.zero_grad()
+            if self.num_sanity_val_steps and self.validates:
+                loops.sanity_check(self)
+            if loaded is not None:
+                restore_rng(loaded["rng"][distributed.rank() % len(loaded["rng"])])
+            if self.num_training_batches:
+                loops.fit_epochs(self)
+            self.call(Callback.on_fit_end)
+            model.on_fit_end()
+
+    def validate(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate on the validation loaders.
+
+        Args:
+            model: What to evaluate; default: the last one.
+            dataloaders: One loader or several, or a data module; default: the `val_dataloader` hook.
+            ckpt_path: Weights to load: a file, "best" or "last"; default: those the model has.
+            verbose: Print the results.
+            datamodule: Where the hooks are looked for, before the model.
+
+        Returns:
+            For each loader, the logged values of the epoch by name.
+        """
+        return self._evaluate("validate", "val", model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def test(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate on the test loaders; arguments and result as in `validate`."""
+        return self._evaluate("test", "test", model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def predict(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        return_predictions: bool = True,
+        ckpt_path: str | os.PathLike[str] | None = None,
+    ) -> list[Any] | None:
+        """Run `predict_step` over the predict loaders.
+
+        Returns:
+            What each batch gave, on the CPU (one list per loader where there are several); None if
+            `return_predictions` is False.
+        """
+        with lifecycle.run(self, "predict", self._or_last(model), datamodule, {"predict": dataloaders}):
+            checkpoint.restore_weights(self, ckpt_path)
+            predictions = loops.predict(self, return_predictions)
+        if not return_predictions:
+            return None
+        return predictions[0] if len(predictions) == 1 else predictions
+
+    def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
+        """Write a checkpoint (schema: `engine.checkpoint`); every process must call this."""
+        captured = checkpoint.capture(self, weights_only)
+        if distributed.is_rank_zero():
+            checkpoint.save(captured, Path(filepath))
+        distributed.barrier()
+
+    def call(
+        self, hook: Callable[Concatenate[Any, Trainer, Module, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Call `hook` on every callback that overrides it, in list order."""
+        for bound in self._overrides[hook.__name__]:
+            bound(self, self.module, *args, **kwargs)
+
+    def call_monitoring_callbacks(self) -> None:
+        """Let the callbacks that watch metrics (ModelCheckpoint, EarlyStopping) see the end of a training epoch."""
+        for callback in self.callbacks:
+            if callback.monitoring:
+                callback.on_train_epoch_end(self, self.module)
+
+    @property
+    def current_epoch(self) -> int:
+        """Finished epochs: within an epoch its number from 0."""
+        return self.state.epoch
+
+    @property
+    def global_step(self) -> int:
+        """Completed optimizer steps."""
+        return self.state.global_step
+
+    @property
+    def log_step(self) -> int:
+        """Step that loggers are given: number of the last optimizer step, from 0."""
+        return max(self.state.global_step - 1, 0)
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger."""
+        return self.loggers[0] if self.loggers else None
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """All logged values by name, as 0-d tensors: what callbacks may monitor."""
+        return self.metrics.callback_metrics()
+
+    @property
+    def logged_metrics(self) -> dict[str, float]:
+        """Values as last handed to the loggers."""
+        return self.metrics.logged
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """Values as last shown in the progress bar."""
+        return self.metrics.progress_bar
+
+    @property
+    def checkpoint_callback(self) -> ModelCheckpoint | None:
+        """The first ModelCheckpoint."""
+        return next((c for c in self.callbacks if isinstance(c, ModelCheckpoint)), None)
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process writes the files and talks to the terminal."""
+        return distributed.is_rank_zero()
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Batches of a training epoch, after `limit_train_batches`; inf if the loader does not know."""
+        return self.loaders.train()[1]
+
+    @property
+    def validates(self) -> bool:
+        """Whether fit validates: there is a `validation_step` and something to run it on."""
+        return is_overridden(self.module, "validation_step", Module) and any(self.evaluation_loaders("validation")[1])
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole run, for schedulers; inf if there is no limit."""
+        steps = math.inf
+        if self.max_epochs != -1 and self.num_training_batches != UNKNOWN:
+            steps = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * self.max_epochs
+        return min(steps, self.max_steps) if self.max_steps != -1 else steps
+
+    def step_limit_reached(self) -> bool:
+        """Whether `max_steps` optimizer steps are done."""
+        return self.max_steps != -1 and self.state.global_step >= self.max_steps
+
+    def stop_reason(self) -> str | None:
+        """Why training is over, or None while it goes on."""
+        if self.step_limit_reached():
+            return f"max_steps={self.max_steps} reached"
+        if self.max_epochs != -1 and self.state.epoch >= self.max_epochs:
+            return f"max_epochs={self.max_epochs} reached"
+        if self.should_stop and self.state.epoch >= self.min_epochs and self.state.global_step >= self.min_steps:
+            return "should_stop was set"
+        return None
+
+    def should_validate(self) -> bool:
+        """Whether to validate after this batch: at the end of the epoch, and wherever training stops."""
+        if not self.validates or (self.state.epoch + 1) % self.check_val_every_n_epoch:
+            return False
+        return self.is_last_batch or self.stop_reason() is not None
+
+    def evaluation_loaders(self, stage: str) -> tuple[list[Any], list[int | float]]:
+        """The prepared "validation", "test" or "predict" loaders, and the batches to run of each."""
+        loaders, counts = self.loaders.get("val" if stage == "validation" else stage)
+        if self.sanity_checking and self.num_sanity_val_steps != -1:
+            counts = [min(self.num_sanity_val_steps, count) for count in counts]
+        return loaders, counts
+
+    def no_grad_context(self) -> AbstractContextManager[Any]:
+        """Around evaluation: inference mode on its own, no_grad within fit and across processes (gloo needs it)."""
+        use_inference_mode = self.inference_mode and self.stage != "fit" and not distributed.active()
+        return torch.inference_mode() if use_inference_mode else torch.no_grad()
+
+    def to_device(self, batch: Any, dataloader_idx: int) -> Any:
+        """Run the three transfer hooks."""
+        batch = self.transfer_hooks["on_before_batch_transfer"](batch, dataloader_idx)
+        batch = self.transfer_hooks["transfer_batch_to_device"](batch, self.device, dataloader_idx)
+        return self.transfer_hooks["on_after_batch_transfer"](batch, dataloader_idx)
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        """Hand values to all loggers, with the epoch."""
+        if values and not self.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics({**values, "epoch": self.state.epoch}, step)
+
+    def log_evaluation_step(self) -> None:
+        """Hand the step values of an evaluation batch to the loggers; every loader has a counter of its own."""
+        key = (self.metrics.stage, self.metrics.loader)
+        step = self._evaluation_steps.get(key, 0)
+        self.log_metrics(self.metrics.flush_step(), step)
+        if not self.sanity_checking:
+            self._evaluation_steps[key] = step + 1
+
+    def _evaluate(
+        self,
+        stage: Literal["validate", "test"],
+        kind: Literal["val", "test"],
+        model: Module | None,
+        dataloaders: Any,
+        ckpt_path: str | os.PathLike[str] | None,
+        verbose: bool,
+        datamodule: DataModule | None,
+    ) -> list[dict[str, float]]:
+        with lifecycle.run(self, stage, self._or_last(model), datamodule, {kind: dataloaders}):
+            checkpoint.restore_weights(self, ckpt_path)
+            results = loops.evaluate(self, "validation" if stage == "validate" else "test")
+        if verbose and distributed.is_rank_zero():
+            print_results(stage, results)
+        return results
+
+    def dispatch(self, callbacks: list[Callback]) -> None:
+        """Keep the callbacks, and look up once which of them override which hook."""
+        for callback in callbacks:
+            check_hook_names(callback, Callback)
+        self.callbacks = callbacks
+        self._overrides: Table = override_table(callbacks)
+        # Callbacks that monitor see the end of an epoch later than the others.
+        others = [callback for callback in callbacks if not callback.monitoring]
+        self._overrides["on_train_epoch_end"] = override_table(others)["on_train_epoch_end"]
+
+    def _or_last(self, model: Module | None) -> Module:
+        if model is None and not hasattr(self, "module"):
+            raise MisconfigurationException("no model was given, and this trainer has not run one before")
+        return self.module if model is None else model

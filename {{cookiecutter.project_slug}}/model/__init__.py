@@ -1,0 +1,5 @@
+"""Nets by name, and the interface that trains them."""
+
+from model.model_interface import MInterface
+
+__all__ = ["MInterface"]

@@ -1,0 +1,1 @@
+"""Small tools, each named for what it does."""

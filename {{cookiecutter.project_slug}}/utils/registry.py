@@ -1,0 +1,86 @@
+"""Names to classes: `my_net` stands for class `MyNet` in `model/my_net.py`, `my_data` for `MyData` in `data/`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from engine import MisconfigurationException
+
+Folder = Literal["model", "data"]
+WHAT = {"model": "net", "data": "dataset"}
+FLAG = {"model": "--model_name", "data": "--dataset"}
+
+
+def names(folder: Folder) -> list[str]:
+    """The names that `load_class` knows: every file directly in the folder, but the interface."""
+    files = sorted(_path(folder).glob("*.py"))
+    return [
+        f.stem for f in files if f.stem.isidentifier() and not f.stem.startswith("_") and "_interface" not in f.stem
+    ]
+
+
+def load_class(folder: Folder, name: str) -> type[Any]:
+    """The class that `name` stands for.
+
+    Args:
+        folder: Where to look: "model" or "data".
+        name: File name without `.py`. The class has the same name in CamelCase; its upper and lower case is free.
+
+    Raises:
+        MisconfigurationException: There is no such file, it cannot be imported, or it lacks the class.
+    """
+    known = names(folder)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise MisconfigurationException(
+            f"{FLAG[folder]} {name}: there is no {WHAT[folder]} of that name; {hint}"
+            f"there are: {', '.join(known)} (files in {folder}/)"
+        )
+    file = f"{folder}/{name}.py"
+    try:
+        module = importlib.import_module(f"{folder}.{name}")
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".py")]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
+        where = f"{file}, line {line}" if isinstance(error, SyntaxError) else f"{Path(frames[-1].filename).name}:{line}"
+        raise MisconfigurationException(
+            f"{file} cannot be imported: {type(error).__name__}: {error} ({where})"
+        ) from error
+    wanted = name.replace("_", "").lower()
+    for attribute, value in vars(module).items():
+        if attribute.lower() == wanted and isinstance(value, type):
+            return value
+    raise MisconfigurationException(
+        f"{file} has no class {camel_case(name)}; the {WHAT[folder]} of that file is named so"
+    )
+
+
+def build(folder: Folder, name: str, arguments: dict[str, Any]) -> Any:
+    """An instance of the class that `name` stands for.
+
+    Raises:
+        MisconfigurationException: The class cannot be found, or refuses the arguments (ValueError, OSError).
+    """
+    cls = load_class(folder, name)
+    try:
+        return cls(**arguments)
+    except (ValueError, OSError) as error:
+        raise MisconfigurationException(f"{WHAT[folder]} {name}: {error}") from error
+
+
+def camel_case(name: str) -> str:
+    """`my_net` as `MyNet`."""
+    return re.sub(r"(?:^|_)([a-z0-9])", lambda match: match[1].upper(), name)
+
+
+def _path(folder: Folder) -> Path:
+    spec = find_spec(folder)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent

@@ -1,0 +1,120 @@
+"""The folder that a run leaves behind: `log_dir/experiment/run`, with checkpoints and what it takes to repeat it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import engine
+
+CONFIG = "config.yaml"
+
+
+class SaveRun(engine.Callback):
+    """Writes the arguments and the environment of a run into its folder.
+
+    Args:
+        config: The arguments as YAML.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def setup(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
+        """Write `config.yaml`, `environment.json` and, where the working tree is dirty, `git.diff`."""
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run or trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(self.config, encoding="utf-8")
+        commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
+        environment = {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "platform": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "git_commit": commit.strip() or None,
+        }
+        (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+        if diff:
+            (folder / "git.diff").write_text(diff, encoding="utf-8")
+
+
+def find_checkpoint(wanted: str, log_dir: str, experiment: str | None, run_name: str | None) -> Path:
+    """The checkpoint file that `--ckpt_path` means.
+
+    Args:
+        wanted: "best" or "last" of the newest run, or a path.
+        log_dir: Folder of all runs.
+        experiment: Look at its runs only.
+        run_name: Look at runs of this name only.
+
+    Raises:
+        MisconfigurationException: No run has such a checkpoint.
+    """
+    if wanted not in ("best", "last"):
+        return Path(wanted)
+    pattern = f"{experiment or '*'}/{run_name or '*'}/checkpoints/{wanted}.ckpt"
+    found = list(Path(log_dir).glob(pattern))
+    if not found:
+        raise engine.MisconfigurationException(
+            f"--ckpt_path {wanted}: no run has one ({Path(log_dir, pattern)}); train first, or give a path"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint belongs to, if it lies in one."""
+    folder = checkpoint.parent.parent
+    return folder if checkpoint.parent.name == "checkpoints" and (folder / CONFIG).is_file() else None
+
+
+def saved_config(checkpoint: Path) -> Path | None:
+    """The arguments that the checkpoint was trained with, if it lies in a run folder."""
+    folder = run_folder(checkpoint)
+    return folder and folder / CONFIG
+
+
+def logger_arguments(arguments: Any) -> dict[str, Any]:
+    """Where loggers write: in the same folder again when a run goes on from its `last.ckpt`, else in a new one."""
+    checkpoint = Path(arguments.ckpt_path) if arguments.ckpt_path else None
+    folder = run_folder(checkpoint) if checkpoint is not None and checkpoint.name == "last.ckpt" else None
+    if folder is not None:
+        return {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+    experiment = arguments.experiment or arguments.model_name
+    return {"save_dir": arguments.log_dir, "name": experiment, "version": arguments.run_name}
+
+
+def write_predictions(folder: Path, batches: list[Any]) -> Path:
+    """Write class probabilities as `predictions.csv`: a row for each sample, in the dataset's order.
+
+    Args:
+        folder: Where to write.
+        batches: Tensors of shape (batch, num_classes).
+    """
+    path = folder / "predictions.csv"
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        columns = [f"probability_{number}" for number in range(batches[0].shape[1])]
+        file.write(",".join(["index", "class", *columns]) + "\n")
+        for index, row in enumerate(row for batch in batches for row in batch):
+            values = [f"{value:.6f}" for value in row.tolist()]
+            file.write(",".join([str(index), str(int(row.argmax())), *values]) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
