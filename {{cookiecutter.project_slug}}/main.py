@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 def fit(model: MInterface, data: DInterface, arguments: Any, config: str) -> dict[str, float]:
     """Train, then test the best checkpoint."""
-    tensorboard = TensorBoardLogger(**logger_arguments(arguments))
-    csv = CSVLogger(tensorboard.save_dir, tensorboard.name, tensorboard.version)
-    trainer = make_trainer(arguments, logger=[tensorboard, csv], callbacks=callbacks(arguments, config))
+    trainer = make_trainer(arguments, logger=loggers(arguments), callbacks=callbacks(arguments, config))
     trainer.fit(model, datamodule=data, ckpt_path=arguments.ckpt_path)
     results = metrics(trainer)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
@@ -74,6 +72,14 @@ def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) 
 def make_trainer(arguments: Any, **more: Any) -> engine.Trainer:
     """A trainer with the arguments of the command line and those that main.py decides."""
     return engine.Trainer(**constructor_arguments(engine.Trainer, arguments), **more)
+
+
+def loggers(arguments: Any) -> list[engine.loggers.Logger]:
+    """TensorBoard and CSV, in one folder; none for a fast_dev_run, which leaves nothing behind."""
+    if arguments.fast_dev_run:
+        return []
+    tensorboard = TensorBoardLogger(**logger_arguments(arguments))
+    return [tensorboard, CSVLogger(tensorboard.save_dir, tensorboard.name, tensorboard.version)]
 
 
 def callbacks(arguments: Any, config: str) -> list[engine.Callback]:

@@ -253,7 +253,13 @@ def restore_training(t: Trainer, loaded: Checkpoint) -> None:
                 "configure_optimizers"
             )
         for target, saved in zip(targets, loaded[key], strict=True):
-            target.load_state_dict(saved)
+            try:
+                target.load_state_dict(saved)
+            except (KeyError, ValueError) as error:
+                raise MisconfigurationException(
+                    f"the saved state of {key} does not fit {type(target).__name__} ({error}); resume with the same "
+                    "configure_optimizers"
+                ) from error
     t.precision.load_state_dict(loaded["precision"])
     for name, value in loaded["state"].items():
         setattr(t.state, name, value)

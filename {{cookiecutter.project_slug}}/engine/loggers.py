@@ -78,6 +78,7 @@ class TensorBoardLogger(Logger):
         if self._writer is None:
             make_folder(Path(self.log_dir))
             self._writer = SummaryWriter(self.log_dir, purge_step=self._start_step)
+            self._start_step = None
         return self._writer
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:

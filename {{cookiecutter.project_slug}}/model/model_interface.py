@@ -82,7 +82,7 @@ class MInterface(engine.Module):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             return optimizer
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from utils.run_folder import find_checkpoint, saved_config
 COMMANDS = ("fit", "validate", "test", "predict")
 # Decided by main.py, or of no use on a command line.
 NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
+SECTIONS = {"model_name": "model", "dataset": "data"}
 PLAIN = (int, float, str, bool, type(None))
 
 
@@ -53,8 +54,7 @@ class Parser(ArgumentParser):
             expected = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|(?:typing\.)?(Literal\[.*?\]))", message)
             value = re.search(r"(?:Given value|Got value): (.*)", message, re.DOTALL)
             if expected and value:
-                kinds = " or ".join(dict.fromkeys(a or b for a, b in expected)).replace("NoneType", "null")
-                return f"--{key[1]} {value[1].strip()}: give {_spell(kinds)}"
+                return f"--{key[1]} {value[1].strip()}: give {_spell([a or b for a, b in expected])}"
         return " ".join(message.split())
 
 
@@ -83,25 +83,29 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace, str]:
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise engine.MisconfigurationException(f"{command}: the commands are {', '.join(COMMANDS)}{hint}")
     first, rest = _first_parser().parse_known_args(argv[1:] if argv and argv[0] == command else argv)
-    configs = [Path(path) for path in first.config]
     checkpoint = None
+    saved: dict[str, Any] = {}
     if first.ckpt_path is not None:
         checkpoint = find_checkpoint(first.ckpt_path, first.log_dir or "logs", first.experiment, first.run_name)
-        configs = [path for path in [saved_config(checkpoint)] if path is not None] + configs
-    merged = _merge(configs)
+        saved = _read(config) if (config := saved_config(checkpoint)) is not None else {}
+    configs = [_read(path) for path in first.config]
     chosen = {"model_name": "standard_net", "dataset": "standard_data"}
-    chosen = {name: getattr(first, name) or merged.get(name) or default for name, default in chosen.items()}
+    for source in [saved, *configs, {name: getattr(first, name) for name in chosen}]:
+        chosen |= {name: str(source[name]) for name in chosen if source.get(name) is not None}
     parser = _full_parser(chosen["model_name"], chosen["dataset"])
-    words = [word for path in configs for word in ("--config", str(path))]
+    # What was saved for another net or dataset means nothing to this one.
+    foreign = {SECTIONS[name] for name in chosen if saved.get(name) != chosen[name]}
+    kept = yaml.safe_dump({key: value for key, value in saved.items() if key not in foreign})
+    words = [word for config in ([kept] if saved else []) + first.config for word in ("--config", config)]
     words += [f"--{name}={value}" for name, value in vars(first).items() if name != "config" and value is not None]
     arguments = parser.parse_args([*words, *rest])
     arguments.ckpt_path = None if checkpoint is None else str(checkpoint)
     if command != "fit" and checkpoint is None:
         raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
-    saved = arguments.clone()
+    to_save = arguments.clone()
     for name in ("config", "ckpt_path"):
-        saved.pop(name, None)
-    return command, arguments, parser.dump(saved, skip_validation=True)
+        to_save.pop(name, None)
+    return command, arguments, parser.dump(to_save, skip_validation=True)
 
 
 def constructor_arguments(cls: type[Any], arguments: Namespace) -> dict[str, Any]:
@@ -153,19 +157,16 @@ def _full_parser(model_name: str, dataset: str) -> Parser:
     return parser
 
 
-def _merge(configs: list[Path]) -> dict[str, Any]:
-    """The top level of several config files, later ones first."""
-    merged: dict[str, Any] = {}
-    for path in configs:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise engine.MisconfigurationException(f"config {path} cannot be read: {reason}") from error
-        if not isinstance(content, dict):
-            raise engine.MisconfigurationException(f"config {path} holds no arguments; write lines such as 'lr: 0.001'")
-        merged |= content
-    return merged
+def _read(path: str | Path) -> dict[str, Any]:
+    """The content of a config file."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise engine.MisconfigurationException(f"config {path} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise engine.MisconfigurationException(f"config {path} holds no arguments; write lines such as 'lr: 0.001'")
+    return content
 
 
 def _is_plain(hint: Any) -> bool:
@@ -176,10 +177,13 @@ def _is_plain(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType, list, tuple, dict) and all(map(_is_plain, inner))
 
 
-def _spell(kinds: str) -> str:
-    names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "tuple": "a list"}
-    kinds = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", ""), kinds)
-    return re.sub(r"\b(int|float|str|bool|tuple)\b", lambda match: names[match[1]], kinds)
+def _spell(kinds: list[str]) -> str:
+    """Types as jsonargparse names them, in words."""
+    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+    if "float" in kinds:
+        kinds = [kind for kind in kinds if kind != "int"]
+    spelled = [words.get(kind, kind.removeprefix("Literal[").rstrip("]").replace("'", "")) for kind in kinds]
+    return " or ".join(dict.fromkeys(spelled))
 
 
 def _add_constructor(group: Any, cls: type[Any], prefix: str, skip: Iterable[str]) -> None:
@@ -197,7 +201,11 @@ def _add_constructor(group: Any, cls: type[Any], prefix: str, skip: Iterable[str
         required = parameter.default is parameter.empty
         options: dict[str, Any] = {"type": hint, "help": help_texts.get(name, "").replace("%", "%%")}
         if prefix == "model." and name in OFFERED:
-            options |= {"type": hint | None, "default": None}
+            options |= {
+                "type": hint | None,
+                "default": None,
+                "help": options["help"] + " Default: what the dataset says.",
+            }
         elif required:
             options["required"] = True
         else:

@@ -85,12 +85,21 @@ def saved_config(checkpoint: Path) -> Path | None:
 
 
 def logger_arguments(arguments: Any) -> dict[str, Any]:
-    """Where loggers write: in the same folder again when a run goes on from its `last.ckpt`, else in a new one."""
+    """Where loggers write: in the same folder again when a run goes on from its `last.ckpt`, else in a new one.
+
+    Raises:
+        MisconfigurationException: The new folder is there already.
+    """
     checkpoint = Path(arguments.ckpt_path) if arguments.ckpt_path else None
     folder = run_folder(checkpoint) if checkpoint is not None and checkpoint.name == "last.ckpt" else None
     if folder is not None:
         return {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
     experiment = arguments.experiment or arguments.model_name
+    if arguments.run_name and Path(arguments.log_dir, experiment, arguments.run_name, CONFIG).is_file():
+        raise engine.MisconfigurationException(
+            f"--run_name {arguments.run_name}: {Path(arguments.log_dir, experiment)} has a run of that name; choose "
+            "another, or go on with it: --ckpt_path last"
+        )
     return {"save_dir": arguments.log_dir, "name": experiment, "version": arguments.run_name}
 
 
