@@ -48,10 +48,7 @@ def text_fault(key: str, value: str) -> str | None:
     if len(value) > LONGEST[key]:
         return f"it has {len(value)} characters, at most {LONGEST[key]} are allowed"
     for character in value:
-        if (
-            unicodedata.category(character) in UNPRINTABLE
-            or unicodedata.bidirectional(character) in REORDERING
-        ):
+        if unicodedata.category(character) in UNPRINTABLE or unicodedata.bidirectional(character) in REORDERING:
             return f"the character U+{ord(character):04X} is not allowed, only one line of printable text is"
     return None
 

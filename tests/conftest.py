@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 from cookiecutter.main import cookiecutter
@@ -47,9 +49,7 @@ def load() -> Callable[[str], ModuleType]:
 def template_files() -> list[str]:
     """Files of this repository that git tracks or would track, relative to the root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8"
-    ).stdout
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8").stdout
     return sorted({name for name in names.split("\0") if name and (ROOT / name).is_file()})
 
 
@@ -93,3 +93,55 @@ def generate(template: Path, user_config: Path) -> Callable[..., Path]:
 def generated(generate: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project generated with the default answers. Tests share it: leave it as it is."""
     return generate(tmp_path_factory.mktemp("generated"))
+
+
+class Outcome(NamedTuple):
+    """What a command left behind: its exit code (0 for none), metrics, and both output streams."""
+
+    code: int
+    metrics: dict[str, float]
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """A function that calls `main` of the template's own project, in an empty working folder: `run("test", ...)`."""
+    monkeypatch.chdir(tmp_path)
+    return runner(capsys)
+
+
+def runner(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Calls `main.main` in this process; starting a new one would import torch every time."""
+
+    def run(*words: str) -> Outcome:
+        capsys.readouterr()
+        code, metrics = 0, {}
+        try:
+            metrics = importlib.import_module("main").main(list(words))
+        except SystemExit as end:
+            code = end.code
+        return Outcome(code, metrics, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def project(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A generated project of one's own, to add files to; `import main` finds it, and it is the working folder."""
+    copy = tmp_path / "project"
+    shutil.copytree(generated, copy)
+    ours = {"main", "engine", "data", "model", "utils"}
+    set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in ours}
+    monkeypatch.chdir(copy)
+    monkeypatch.syspath_prepend(copy)
+    yield copy
+    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
+        del sys.modules[name]
+    sys.modules.update(set_aside)
+
+
+@pytest.fixture
+def run_in_project(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """As `run`, in a generated project of one's own."""
+    return runner(capsys)

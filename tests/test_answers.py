@@ -149,9 +149,7 @@ def test_replayed_answers_are_checked_by_the_hook(template, user_config, tmp_pat
     answers = {key: value for key, value in QUESTIONS.items() if key.startswith("_")} | GOOD
     replay.write_text(json.dumps({"cookiecutter": answers | {"project_slug": "con"}}), encoding="utf-8")
     with pytest.raises(FailedHookException):
-        cookiecutter(
-            str(template), replay=str(replay), output_dir=str(tmp_path), config_file=str(user_config)
-        )
+        cookiecutter(str(template), replay=str(replay), output_dir=str(tmp_path), config_file=str(user_config))
     assert "error: project_slug is 'con': " in capfd.readouterr().err
     assert not (tmp_path / "con").exists()
 
@@ -161,9 +159,7 @@ def test_a_typed_answer_is_never_run_as_jinja(template, user_config, tmp_path):
     options = ["--config-file", str(user_config), "--output-dir", str(tmp_path)]
     command = [sys.executable, "-m", "cookiecutter", *options, str(template)]
     environment = os.environ | {"PYTHONUTF8": "1"}
-    result = subprocess.run(
-        command, input="\n".join(typed) + "\n", env=environment, capture_output=True, text=True
-    )
+    result = subprocess.run(command, input="\n".join(typed) + "\n", env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     metadata = tomllib.loads((tmp_path / "7-7" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (metadata["description"], metadata["authors"]) == (typed[2], [{"name": typed[3]}])
@@ -198,8 +194,6 @@ def test_any_answer_reaches_the_hook_unchanged(text):
 
 
 def test_every_dependency_is_refused_as_a_name(hook):
-    project = tomllib.loads(
-        (ROOT / "{{cookiecutter.project_slug}}" / "pyproject.toml").read_text(encoding="utf-8")
-    )
+    project = tomllib.loads((ROOT / "{{cookiecutter.project_slug}}" / "pyproject.toml").read_text(encoding="utf-8"))
     listed = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
     assert {name.split(">=")[0].split("[")[0] for name in listed} == hook.DEPENDENCIES

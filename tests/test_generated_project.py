@@ -21,17 +21,13 @@ def project(generated, tmp_path_factory):
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy", "pytest"])
 def test_it_passes_its_own_checks(project, command):
-    result = subprocess.run(
-        [sys.executable, "-m", *command.split()], cwd=project, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-m", *command.split()], cwd=project, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_template_and_its_tools_pass_the_same_checks(template):
     for command in ("ruff check .", "ruff format --check .", "mypy"):
-        result = subprocess.run(
-            [sys.executable, "-m", *command.split()], cwd=template, capture_output=True, text=True
-        )
+        result = subprocess.run([sys.executable, "-m", *command.split()], cwd=template, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -57,9 +53,7 @@ def test_the_tree_in_the_readme_names_only_what_exists(project):
 
 def test_the_tree_in_the_readme_names_every_folder(project):
     named = tree_of((project / "README.md").read_text(encoding="utf-8"))
-    visible = [
-        path.name for path in project.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))
-    ]
+    visible = [path.name for path in project.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))]
     assert {f"{name}/" for name in visible} - {"logs/"} <= set(named)
 
 

@@ -144,7 +144,5 @@ def test_generation_and_its_hooks_use_no_network(template, user_config, tmp_path
 
 def test_hooks_need_the_standard_library_only(template, generated):
     for hook in sorted((template / "hooks").glob("*.py")):
-        isolated = subprocess.run(
-            [sys.executable, "-S", "-c", f"import runpy; runpy.run_path({str(hook)!r})"]
-        )
+        isolated = subprocess.run([sys.executable, "-S", "-c", f"import runpy; runpy.run_path({str(hook)!r})"])
         assert isolated.returncode == 0, hook.name

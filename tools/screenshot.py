@@ -44,9 +44,7 @@ def record(command: list[str], columns: int, rows: int) -> tuple[bytes, int]:
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    environment = {
-        key: value for key, value in os.environ.items() if key not in {"COLUMNS", "LINES", "NO_COLOR"}
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in {"COLUMNS", "LINES", "NO_COLOR"}}
     environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -115,10 +113,9 @@ def color(name: str) -> str | None:
 
 def save(text: Text, path: Path, columns: int, title: str) -> None:
     """Write the picture. It loads nothing from the network and depends on the text alone."""
-    console = Console(
-        record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor"
-    )
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(text, no_wrap=True, overflow="ignore", crop=False)
+    console.print()  # the picture cuts into its last line
     svg = console.export_svg(title=title, unique_id="terminal")
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,9 +124,7 @@ def save(text: Text, path: Path, columns: int, title: str) -> None:
 
 def main() -> int:
     """Read the arguments, run the command, save the picture, return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", type=int, default=100, help="width of the terminal (default: 100)")
     parser.add_argument("--rows", type=int, default=40, help="height of the terminal (default: 40)")
     parser.add_argument("--title", default="", help="title of the window (default: none)")

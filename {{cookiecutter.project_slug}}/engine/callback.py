@@ -7,7 +7,7 @@ callbacks override which hooks (`override_table`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.exceptions import MisconfigurationException
@@ -224,13 +224,13 @@ def is_overridden(thing: object, name: str, base: type) -> bool:
     return name in vars(thing) or getattr(type(thing), name, None) is not getattr(base, name, None)
 
 
-def check_hook_names(thing: object, base: type, unsupported: Sequence[str] = ()) -> None:
+def check_hook_names(thing: object, base: type, unsupported: Mapping[str, str] = {}) -> None:  # noqa: B006  # read only
     """Refuse methods that look like hooks and would never be called.
 
     Args:
         thing: A module, data module or callback.
         base: The class that defines the real hooks.
-        unsupported: Names that do something in Lightning and nothing here.
+        unsupported: Names that do something in Lightning and nothing here, with the hook to use instead.
 
     Raises:
         MisconfigurationException: Such a method exists; the message names the nearest real hook.
@@ -242,7 +242,7 @@ def check_hook_names(thing: object, base: type, unsupported: Sequence[str] = ())
         for name, value in vars(cls).items():
             if name in known or not callable(value) or not (name.startswith("on_") or name in unsupported):
                 continue
-            nearest = difflib.get_close_matches(name, known, 1)
+            nearest = [unsupported[name]] if name in unsupported else difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {nearest[0]}?" if nearest else "rename it, or move its work into a real hook"
             raise MisconfigurationException(
                 f"{cls.__name__}.{name} would never be called: {base.__name__} has no hook of that name; {hint}"

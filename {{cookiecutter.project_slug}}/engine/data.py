@@ -104,6 +104,13 @@ class Loaders:
             )
         return loaders[0], counts[0]
 
+    def close(self) -> None:
+        """End workers that were to persist; if the garbage collector finds them, each may hold it up for seconds."""
+        for loaders, _ in self._ready.values():
+            for loader in loaders:
+                if isinstance(loader, DataLoader):
+                    loader._iterator = None
+
     def _request(self, kind: str) -> list[Any]:
         loaders = self._given.get(kind)
         for source in self._sources:
@@ -127,7 +134,7 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
         share: Share samples among processes; otherwise a loader is left alone when there are several.
 
     Raises:
-        MisconfigurationException: There are fewer samples than processes.
+        MisconfigurationException: There are fewer samples than processes, or none to train on.
     """
     if not isinstance(loader, DataLoader):
         return loader
@@ -137,7 +144,9 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
         return loader
     shuffle = isinstance(loader.sampler, RandomSampler)
     sampler = EpochSampler(len(loader.dataset), shuffle=shuffle, seed=seed, even=training)  # type: ignore[arg-type]
-    if sampler.size < sampler.world:
+    if training and not sampler.size:
+        raise MisconfigurationException("the training set is empty; check the folder, or the arguments, of the data")
+    if 0 < sampler.size < sampler.world:
         raise MisconfigurationException(
             f"a dataset of {sampler.size} samples cannot be shared by {sampler.world} processes; start fewer"
         )
@@ -173,6 +182,9 @@ def start_epoch(loader: Any, seed: int, epoch: int) -> None:
     """Tell a loader, its dataset and its samplers which epoch comes next."""
     if isinstance(loader, DataLoader) and isinstance(loader.generator, torch.Generator):
         loader.generator.manual_seed(mix(seed, epoch, 1))
+    if isinstance(loader, DataLoader) and isinstance(loader.sampler, EpochSampler):
+        # A run that goes on takes its seed from the checkpoint, perhaps after the loader was made.
+        loader.sampler.seed = seed
     for name in ("sampler", "batch_sampler", "dataset"):
         set_epoch = getattr(getattr(loader, name, None), "set_epoch", None)
         if set_epoch is not None:
@@ -188,10 +200,7 @@ def count_batches(loader: Any, limit: int | float, name: str) -> int | float:
     Raises:
         MisconfigurationException: A share of an unknown length, or a share so small that nothing is left.
     """
-    try:
-        length: int | float = len(loader)
-    except (TypeError, NotImplementedError):
-        length = UNKNOWN
+    length = _length(loader)
     if isinstance(limit, int):
         return min(limit, length)
     if limit == 1.0 or limit == 0.0:
@@ -208,13 +217,20 @@ def batches(loader: Iterable[Any], count: int | float) -> Iterator[tuple[int, An
 
     A loader without length is read one batch ahead, since only the end of it says which batch was the last.
     """
-    if count is not UNKNOWN:
-        for index, batch in enumerate(islice(loader, int(count))):
+    iterator = enumerate(loader if count == UNKNOWN else islice(loader, int(count)))
+    if _length(loader) != UNKNOWN:
+        for index, batch in iterator:
             yield index, batch, index + 1 == count
         return
-    iterator = enumerate(loader)
     current = next(iterator, None)
     while current is not None:
         following = next(iterator, None)
         yield *current, following is None
         current = following
+
+
+def _length(loader: Any) -> int | float:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return UNKNOWN

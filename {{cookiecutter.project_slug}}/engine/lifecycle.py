@@ -22,12 +22,20 @@ from engine.precision import Precision
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
-# Methods that do something in Lightning and nothing here: refused at the start rather than ignored.
-UNSUPPORTED_HOOKS = [
-    *("optimizer_step", "lr_scheduler_step", "configure_optimizer", "val_step"),
-    *("training_epoch_end", "validation_epoch_end", "test_epoch_end"),
-    *("training_step_end", "validation_step_end", "test_step_end"),
-]
+# Methods that do something in some version of Lightning and nothing here, and what to write instead: refused at the
+# start rather than ignored.
+UNSUPPORTED_HOOKS = {
+    "optimizer_step": "on_before_optimizer_step",
+    "lr_scheduler_step": "configure_optimizers",
+    "configure_optimizer": "configure_optimizers",
+    "val_step": "validation_step",
+    "training_epoch_end": "on_train_epoch_end",
+    "validation_epoch_end": "on_validation_epoch_end",
+    "test_epoch_end": "on_test_epoch_end",
+    "training_step_end": "on_train_batch_end",
+    "validation_step_end": "on_validation_batch_end",
+    "test_step_end": "on_test_batch_end",
+}
 # Smallest value of each whole-number argument.
 LEAST = {
     "max_epochs": -1,
@@ -55,26 +63,26 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
         given: Loaders handed over directly, by "train", "val", "test" or "predict".
     """
     _attach(t, stage, model, datamodule, given)
+    status = "failed"
     try:
         _set_up(t)
         yield
+        status = "success"
     except BaseException as error:
         t.call(Callback.on_exception, error)
         if t.datamodule is not None:
             t.datamodule.on_exception(error)
-        for logger in t.loggers:
-            logger.finalize("failed")
         # Others may wait for this process in a collective: leaving tells them.
         distributed.destroy()
         raise
-    else:
-        for logger in t.loggers:
-            logger.finalize("success")
     finally:
         if t.datamodule is not None:
             t.datamodule.teardown(stage)
         t.call(Callback.teardown, stage)
         model.teardown(stage)
+        t.loaders.close()
+        for logger in t.loggers:
+            logger.finalize(status)
 
 
 def log_hyperparams(t: Trainer) -> None:
@@ -89,7 +97,7 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
         if isinstance(value, DataModule):
             datamodule, given = value, {**given, name: None}
     t.stage, t.module, t.datamodule = stage, model, datamodule
-    t.should_stop = False
+    t.should_stop = t.sanity_checking = False
     t.metrics.clear()
     model.trainer = t
     check_hook_names(model, Module, UNSUPPORTED_HOOKS)

@@ -6,6 +6,7 @@ Both write to `save_dir/name/version`; give them the same three and they share a
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from pathlib import Path
@@ -144,7 +145,7 @@ class CSVLogger(Logger):
         make_folder(Path(self.log_dir))
         rows, self._columns = _read_rows(self._path)
         if self._start_step is not None:
-            rows = [row for row in rows if int(row["step"]) < self._start_step]
+            rows = [row for row in rows if float(row["step"]) < self._start_step]
             self._start_step = None
         self._write_all(rows)
 
@@ -198,5 +199,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     if not path.exists():
         return [], ["step"]
     with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        return list(reader), list(reader.fieldnames or ["step"])
+        text = file.read()
+    # A killed run may have left half a row behind.
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    return list(reader), list(reader.fieldnames or ["step"])

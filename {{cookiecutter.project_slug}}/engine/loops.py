@@ -86,7 +86,7 @@ def train_epoch(t: Trainer) -> None:
     module.on_train_epoch_end()
     t.log_metrics(_by_name(metrics.flush_epoch()), t.log_step)
     metrics.scope = None
-    step_plateau_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, t.callback_metrics)
+    step_plateau_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics.callback_metrics)
     # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
     state.epoch_over = t.is_last_batch or not t.step_limit_reached()
     t.call_monitoring_callbacks()
@@ -119,7 +119,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
     if stepping:
         if state.global_step % t.log_every_n_steps == 0:
             t.log_metrics(metrics.flush_step(), t.log_step)
-        step_plateau_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics.callback_values)
+        step_plateau_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics.callback_metrics)
     return False
 
 
@@ -161,7 +161,8 @@ def optimizer_step(t: Trainer, window: int) -> None:
     if window < t.accumulate_grad_batches:
         # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
+        if gradients:
+            torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
     t.call(Callback.on_before_optimizer_step, optimizer)
     module.on_before_optimizer_step(optimizer)
     module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
@@ -190,10 +191,11 @@ def evaluate(t: Trainer, stage: str) -> list[dict[str, float]]:
     if not any(counts):
         return []
     module, metrics = t.module, t.metrics
-    metrics.stage, metrics.scope = stage, Scope.EPOCH
+    metrics.stage, metrics.scope = stage, None
     modes = [(part, part.training) for part in module.modules()]
     with t.no_grad_context():
         getattr(module, f"on_{stage}_model_eval")()
+        metrics.scope = Scope.EPOCH
         call_both(t, f"on_{stage}_start")
         call_both(t, f"on_{stage}_epoch_start")
         for index, (loader, count) in enumerate(zip(loaders, counts, strict=True)):
@@ -243,6 +245,8 @@ def predict(t: Trainer, keep: bool) -> list[list[Any]]:
     module = t.module
     t.metrics.scope = None
     loaders, counts = t.evaluation_loaders("predict")
+    if not any(counts):
+        return []
     predictions: list[list[Any]] = []
     modes = [(part, part.training) for part in module.modules()]
     with t.no_grad_context():

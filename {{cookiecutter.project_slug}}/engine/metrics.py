@@ -205,7 +205,7 @@ class MetricStore:
     def has_step_values(self) -> bool:
         """Whether a value of the current evaluation batch waits for `flush_step`."""
         return any(
-            key[0] == self.stage and key[3] == self.loader and meter.last is not None
+            key[0] == self.stage and key[3] in (None, self.loader) and meter.last is not None
             for key, meter in self.meters.items()
         )
 
@@ -213,7 +213,7 @@ class MetricStore:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
         meters = [m for key, m in self.meters.items() if key[0] == self.stage and m.last is not None]
         if self.stage != "train":
-            meters = [m for m in meters if m.loader == self.loader]
+            meters = [m for m in meters if m.loader in (None, self.loader)]
         numbers = _to_floats([m.last for m in meters if m.last is not None])
         synced = [m.options.sync_dist for m in meters]
         if any(synced) and distributed.active():
@@ -258,13 +258,11 @@ class MetricStore:
         """Forget everything, as at the start of a run and after the sanity check."""
         for meter in self.meters.values():
             meter.reset()
-        self.validated = False
+        self.loader, self.scope, self.validated = None, None, False
         for container in (self.meters, self.callback_values, self.fresh, self.logged, self.progress_bar):
             container.clear()
 
     def _keep_step_values(self) -> None:
-        if self.stage != "train":
-            return
         for (stage, *_), meter in self.meters.items():
             if stage == "train" and meter.last is not None:
                 value = meter.last if isinstance(meter.last, Tensor) else torch.tensor(meter.last)

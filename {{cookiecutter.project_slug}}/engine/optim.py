@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -118,9 +118,9 @@ def step_schedulers(configs: list[LRSchedulerConfig], interval: str, count: int)
 
 
 def step_plateau_schedulers(
-    configs: list[LRSchedulerConfig], interval: str, count: int, metrics: dict[str, Tensor]
+    configs: list[LRSchedulerConfig], interval: str, count: int, get_metrics: Callable[[], dict[str, Tensor]]
 ) -> None:
-    """Step those schedulers of `interval` that follow a logged value.
+    """Step those schedulers of `interval` that follow a logged value, which is asked for only if one does.
 
     Raises:
         MisconfigurationException: The value was not logged, and the scheduler is strict.
@@ -129,6 +129,7 @@ def step_plateau_schedulers(
         if not config.reduce_on_plateau or not config.due(interval, count):
             continue
         assert config.monitor is not None
+        metrics = get_metrics()
         if config.monitor in metrics:
             config.scheduler.step(float(metrics[config.monitor]))  # type: ignore[arg-type]  # a value, not an epoch
         elif config.strict:

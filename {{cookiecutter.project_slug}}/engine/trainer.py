@@ -130,7 +130,7 @@ class Trainer:
         lifecycle.check_arguments(self)
         if self.fast_dev_run:
             self.limits = dict.fromkeys(self.limits, self.fast_dev_run)
-            self.max_epochs, self.num_sanity_val_steps, logger = 1, 0, False
+            self.max_epochs, self.num_sanity_val_steps, self.check_val_every_n_epoch, logger = 1, 0, 1, False
         check_devices(devices, strategy)
         self.device = select_device(accelerator)
         self.precision_name = precision
@@ -189,9 +189,10 @@ class Trainer:
             model.zero_grad()
             if self.num_sanity_val_steps and self.validates:
                 loops.sanity_check(self)
+            something_to_do = self.num_training_batches and self.stop_reason() is None
             if loaded is not None:
                 restore_rng(loaded["rng"][distributed.rank() % len(loaded["rng"])])
-            if self.num_training_batches:
+            if something_to_do:
                 loops.fit_epochs(self)
             self.call(Callback.on_fit_end)
             model.on_fit_end()
@@ -252,6 +253,9 @@ class Trainer:
 
     def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
         """Write a checkpoint (schema: `engine.checkpoint`); every process must call this."""
+        for logger in self.loggers:
+            # So that the logs of a killed run are never behind its checkpoint.
+            logger.save()
         captured = checkpoint.capture(self, weights_only)
         if distributed.is_rank_zero():
             checkpoint.save(captured, Path(filepath))

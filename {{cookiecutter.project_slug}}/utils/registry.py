@@ -47,12 +47,10 @@ def load_class(folder: Folder, name: str) -> type[Any]:
     try:
         module = importlib.import_module(f"{folder}.{name}")
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".py")]
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-        where = f"{file}, line {line}" if isinstance(error, SyntaxError) else f"{Path(frames[-1].filename).name}:{line}"
-        raise MisconfigurationException(
-            f"{file} cannot be imported: {type(error).__name__}: {error} ({where})"
-        ) from error
+        raised = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".py")]
+        # A syntax error names its own line, in a file that never ran.
+        where = "" if isinstance(error, SyntaxError) else f" ({Path(raised[-1].filename).name}:{raised[-1].lineno})"
+        raise MisconfigurationException(f"{file} cannot be imported: {type(error).__name__}: {error}{where}") from error
     wanted = name.replace("_", "").lower()
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type):

@@ -107,9 +107,9 @@ class ModelCheckpoint(Callback):
         ranked = sorted(self.best_k_models, key=self._rank)
         if self.monitor is not None and (math.isnan(score) or not self._is_among_best(score, ranked)):
             return None
-        path = self.dirpath / f"{self._format(trainer)}.ckpt"
         full = self.save_top_k != -1 and len(ranked) >= self.save_top_k
         goes = ranked[-1] if full else None
+        path = self._unused(self.dirpath / f"{self._format(trainer)}.ckpt", goes)
         before = (dict(self.best_k_models), self.best_model_path, self.best_model_score)
         # The file holds the state as it will be once the file is there; on failure the old state comes back.
         if goes is not None:
@@ -125,6 +125,14 @@ class ModelCheckpoint(Callback):
         if goes is not None and goes != str(path) and distributed.is_rank_zero():
             Path(goes).unlink(missing_ok=True)
         return path
+
+    def _unused(self, path: Path, goes: str | None) -> Path:
+        """`path`, with -v1, -v2, ... behind its name while another of the best, which stays, has that name."""
+        free, number = path, 0
+        while str(free) in self.best_k_models and str(free) != goes:
+            number += 1
+            free = path.with_name(f"{path.stem}-v{number}.ckpt")
+        return free
 
     def _save_last(self, trainer: Trainer, saved: Path | None) -> None:
         assert self.dirpath is not None

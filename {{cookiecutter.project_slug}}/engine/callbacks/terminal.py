@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -173,7 +174,7 @@ class RichProgressBar(Callback):
 
 
 class ModelSummary(Callback):
-    """Prints a table of submodules with their numbers of parameters.
+    """Prints a table of the submodules that have parameters, with their numbers.
 
     Args:
         max_depth: Levels of nesting to show; -1 for all.
@@ -194,42 +195,44 @@ class ModelSummary(Callback):
         console.print(table)
         total, frozen = _count(pl_module), _count(pl_module) - _count(pl_module, trainable=True)
         note = f", {frozen:,} of them frozen" if frozen else ""
-        console.print(f"[bold]{total:,}[/] parameters{note}, on {trainer.device}, {trainer.precision.name}\n")
+        line = f"[bold]{total:,}[/] parameters{note}, on {trainer.device}, {trainer.precision.name}\n"
+        console.print(line, highlight=False)
 
 
 def print_results(stage: str, results: list[dict[str, float]]) -> None:
     """Print what `validate` or `test` returned: a row for each value, a column for each loader."""
     table = Table(stage, box=None, header_style="bold", pad_edge=False)
     for number in range(len(results)):
-        table.add_column(f"loader {number}" if len(results) > 1 else "", justify="right")
+        heading = f"loader {number}" if len(results) > 1 else "value"
+        table.add_column(heading, justify="right", style="bold green")
     names = dict.fromkeys(name.split("/dataloader_idx_")[0] for result in results for name in result)
     for name in names:
         values = [
             next((v for k, v in result.items() if k.split("/dataloader_idx_")[0] == name), None) for result in results
         ]
-        table.add_row(name, *["" if value is None else f"{value:.4f}" for value in values])
-    Console().print(table)
+        table.add_row(escape(name), *["" if value is None else f"{value:.4f}" for value in values])
+    Console().print("", table)
 
 
 def _epoch_label(trainer: Trainer) -> str:
     of = f"/{trainer.max_epochs}" if trainer.max_epochs != -1 else ""
-    number = str(trainer.current_epoch + 1).rjust(len(str(trainer.max_epochs)))
+    number = str(trainer.current_epoch + 1).rjust(len(of) - 1)
     return f"[bold]epoch {number}{of}[/]"
 
 
 def _epoch_values(trainer: Trainer) -> str:
     shown = {n.removesuffix("_epoch"): v for n, v in trainer.progress_bar_metrics.items() if not n.endswith("_step")}
     names = sorted(shown, key=lambda name: not name.startswith("train"))
-    return "   ".join(f"{name} {shown[name]:.4f}" for name in names)
+    return "   ".join(f"{escape(name)} {shown[name]:.4f}" for name in names)
 
 
 def _values(trainer: Trainer) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items())
+    return "  ".join(f"{escape(name)} {value:.4f}" for name, value in trainer.progress_bar_metrics.items())
 
 
 def _parts(module: nn.Module, depth: int) -> Iterator[tuple[str, nn.Module]]:
     for name, part in module.named_modules():
-        if name and (depth == -1 or name.count(".") < depth):
+        if name and (depth == -1 or name.count(".") < depth) and _count(part):
             yield name, part
 
 

@@ -1,0 +1,217 @@
+"""What a training step costs, counted rather than timed: frames, Python calls, readings of tensors."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import engine
+import pytest
+import torch
+from engine.callbacks import LearningRateMonitor
+from torchmetrics import MeanMetric
+from toy import Net, Steps, loader, trainer
+
+ENGINE = str(Path(engine.__file__).parent)
+TORCH = str(Path(torch.__file__).parent)
+# All default callbacks and the default logger.
+DEFAULT = {
+    **{"enable_checkpointing": True, "enable_progress_bar": True, "enable_model_summary": True},
+    **{"logger": True, "log_every_n_steps": 1_000_000},
+}
+
+
+def test_at_most_6_frames_of_the_engine_lead_to_training_step() -> None:
+    stacks = []
+
+    def step(model: Net, batch: Any, batch_idx: int) -> Any:
+        frame, names = sys._getframe(), []
+        while frame is not None:
+            names += [frame.f_code.co_name] if frame.f_code.co_filename.startswith(ENGINE) else []
+            frame = frame.f_back  # type: ignore[assignment]
+        stacks.append(names[::-1])
+        return model.loss(batch)
+
+    trainer(**DEFAULT).fit(Steps(step), loader())
+    assert stacks[0][0] == "fit"
+    assert all(len(stack) <= 6 for stack in stacks), stacks[0]
+    print(f"\nframes from fit to training_step: {len(stacks[0])} ({' > '.join(stacks[0])})")
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """Python function calls during `work`."""
+    count = 0
+
+    def profile(frame: Any, event: str, arg: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    gc.collect()
+    gc.disable()  # A collection would call finalizers of earlier tests.
+    sys.setprofile(profile)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return count
+
+
+def per_step(run: Callable[[int], Any]) -> float:
+    """Calls of one step: what 80 steps need more than 40, so that setting up does not count."""
+    run(2)
+    return (calls(lambda: run(80)) - calls(lambda: run(40))) / 40
+
+
+class Plain(Net):
+    """The step that the bare loop does, without logging."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return torch.nn.functional.mse_loss(self(x), y)
+
+
+class Logging(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+
+def bare(steps: int) -> None:
+    model = Plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()
+    for x, y in loader(steps * 2):
+        x, y = x.to("cpu"), y.to("cpu")
+        loss = torch.nn.functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def with_trainer(model: type[Net], **options: Any) -> Callable[[int], Any]:
+    def run(steps: int) -> None:
+        trainer(**{**DEFAULT, **options}).fit(model(), loader(steps * 2))
+
+    return run
+
+
+@pytest.mark.parametrize("model", [Plain, Logging])
+def test_a_step_makes_at_most_100_python_calls_more_than_a_bare_loop(model: type[Net]) -> None:
+    own, trained = per_step(bare), per_step(with_trainer(model))
+    print(f"\nPython calls per step: bare loop {own:.1f}, {model.__name__} {trained:.1f}, more: {trained - own:.1f}")
+    assert trained - own <= 100
+
+
+def test_callbacks_that_override_nothing_cost_nothing() -> None:
+    class Idle(engine.Callback):
+        pass
+
+    none = per_step(with_trainer(Plain))
+    assert per_step(with_trainer(Plain, callbacks=[Idle() for _ in range(20)])) == pytest.approx(none, abs=0.5)
+
+
+READS = ["item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__"]
+
+
+class Reads(Counter[str]):
+    """Readings of tensors that the engine itself made, by file and line, while `on`."""
+
+    on = True
+
+    def note(self) -> None:
+        frame = sys._getframe(2)
+        while frame.f_code.co_filename.startswith(TORCH):
+            assert frame.f_back is not None
+            frame = frame.f_back
+        if self.on and frame.f_code.co_filename.startswith(ENGINE):
+            self[f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"] += 1
+
+
+@contextmanager
+def detector() -> Iterator[Reads]:
+    """Count every conversion of a tensor to Python numbers whose nearest caller outside torch is the engine."""
+    reads = Reads()
+
+    def watched(name: str) -> Any:
+        original = getattr(torch.Tensor, name)
+
+        def read(self: Any, *args: Any, **kwargs: Any) -> Any:
+            reads.note()
+            return original(self, *args, **kwargs)
+
+        return read
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in READS:
+            patched.setattr(torch.Tensor, name, watched(name))
+        yield reads
+
+
+class Busy(Net):
+    """Logs all kinds of values in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.mean.update(loss.detach())
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True)
+        self.log("largest", loss, reduce_fx="max", on_step=False, on_epoch=True)
+        self.log("number", 1.0, prog_bar=True)
+        self.log("mean", self.mean, on_step=False, on_epoch=True)
+        return loss
+
+
+class Between(engine.Callback):
+    """Lets the detector count from the first batch to the last but one; the epoch's end may read."""
+
+    def __init__(self, reads: Reads) -> None:
+        self.reads = reads
+        reads.on = False
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.reads.on = batch_idx < trainer.num_training_batches - 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16-mixed"},
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.1},
+        {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
+    ],
+    ids=str,
+)
+def test_between_log_steps_no_tensor_becomes_a_number(options: dict[str, Any]) -> None:
+    with detector() as reads:
+        run = trainer(**{**DEFAULT, **options, "callbacks": [Between(reads), LearningRateMonitor()]})
+        run.fit(Busy(), loader(40))
+    assert not reads
+
+
+def test_a_log_step_fetches_all_values_at_once_and_the_detector_sees_it() -> None:
+    with detector() as reads:
+        run = trainer(**{**DEFAULT, "callbacks": Between(reads), "log_every_n_steps": 5, "logger": False})
+        run.fit(Busy(), loader(40))
+    # 20 batches, of which the last is not watched: log steps after 5, 10 and 15.
+    assert sum(reads.values()) == 3 and len(reads) == 1
+
+
+@pytest.mark.parametrize("read", [float, int, bool, torch.Tensor.item, torch.Tensor.tolist, [0, 0].__getitem__])
+def test_the_detector_sees_every_way_to_read(read: Any) -> None:
+    with detector() as reads:
+        # Compiled as if it stood in the engine.
+        scope: dict[str, Any] = {"read": read, "value": torch.tensor(1)}
+        exec(compile("read(value)", f"{ENGINE}/deliberate.py", "exec"), scope)
+    assert reads == {"deliberate.py:1": 1}

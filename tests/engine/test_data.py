@@ -1,0 +1,288 @@
+"""The order of samples, and that reading data leaves the global generators alone."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import engine
+import numpy as np
+import pytest
+import torch
+from engine.data import EpochSampler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, WeightedRandomSampler
+from toy import Net, Stream, dataset, fit, loader, same_bits, trainer
+
+
+@contextmanager
+def process(rank: int, world: int) -> Iterator[None]:
+    """The environment that torchrun gives a process."""
+    variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    with patch.dict(os.environ, variables):
+        yield
+
+
+def order(rank: int, world: int, epoch: int, **options: Any) -> list[int]:
+    with process(rank, world):
+        sampler = EpochSampler(**options)
+    sampler.set_epoch(epoch)
+    indices = list(sampler)
+    assert len(sampler) == len(indices)
+    return indices
+
+
+sizes = st.integers(0, 60)
+worlds = st.integers(1, 7)
+seeds = st.integers(0, 2**32 - 1)
+epochs = st.integers(0, 2**31)
+
+
+@settings(deadline=None)
+@given(size=sizes, world=worlds, seed=seeds, epoch=epochs, shuffle=st.booleans())
+def test_processes_train_on_disjoint_shares_of_equal_size(
+    size: int, world: int, seed: int, epoch: int, shuffle: bool
+) -> None:
+    shares = [order(r, world, epoch, size=size, shuffle=shuffle, seed=seed, even=True) for r in range(world)]
+    taken = [index for share in shares for index in share]
+    assert {len(share) for share in shares} == {size // world}
+    assert len(set(taken)) == len(taken) and set(taken) <= set(range(size))
+
+
+@settings(deadline=None)
+@given(size=sizes, world=worlds, seed=seeds, epoch=epochs, shuffle=st.booleans())
+def test_processes_evaluate_every_sample_exactly_once(
+    size: int, world: int, seed: int, epoch: int, shuffle: bool
+) -> None:
+    shares = [order(r, world, epoch, size=size, shuffle=shuffle, seed=seed, even=False) for r in range(world)]
+    assert sorted(index for share in shares for index in share) == list(range(size))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@settings(deadline=None)
+@given(size=sizes, world=worlds, seed=seeds, epoch=epochs, even=st.booleans())
+def test_the_order_is_a_function_of_seed_and_epoch_alone(
+    size: int, world: int, seed: int, epoch: int, even: bool
+) -> None:
+    options: dict[str, Any] = {"size": size, "shuffle": True, "seed": seed, "even": even}
+    first = order(world - 1, world, epoch, **options)
+    torch.rand(3)
+    assert order(world - 1, world, epoch, **options) == first
+    # All processes together read the order of a single one.
+    shares = [order(r, world, epoch, **options) for r in range(world)]
+    single = order(0, 1, epoch, **{**options, "even": False})
+    together = [share[i] for i in range(max(map(len, shares), default=0)) for share in shares if i < len(share)]
+    assert together == single[: len(together)]
+
+
+@pytest.mark.parametrize("changed", [{"seed": 6}, {"epoch": 1}])
+def test_other_seeds_and_epochs_give_other_orders(changed: dict[str, int]) -> None:
+    given: dict[str, Any] = {"size": 100, "shuffle": True, "seed": 5, "even": False, "epoch": 0}
+    assert order(0, 1, **given) != order(0, 1, **{**given, **changed})
+
+
+def test_without_shuffling_the_order_is_the_datasets() -> None:
+    assert order(0, 1, 3, size=5, shuffle=False, seed=1, even=True) == [0, 1, 2, 3, 4]
+
+
+class Order(Net):
+    """Notes the targets of every training batch, which tell the samples apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[list[float]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.read.append(batch[1].flatten().tolist())
+        return super().training_step(batch, batch_idx)
+
+
+def read(train: Any, epochs: int = 3, **options: Any) -> list[list[float]]:
+    model = Order()
+    fit(model, train, max_epochs=epochs, **options)
+    return model.read
+
+
+def test_shuffled_epochs_differ_and_each_reads_every_sample_once() -> None:
+    batches = read(loader(shuffle=True), epochs=2)
+    first, second = sum(batches[:4], []), sum(batches[4:], [])
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(dataset()[:][1].flatten().tolist())
+
+
+def test_the_order_follows_the_seed_whatever_was_drawn_before() -> None:
+    first = read(loader(shuffle=True))
+    engine.seed_everything(1)
+    torch.rand(99)
+    assert read(loader(shuffle=True)) == first
+    engine.seed_everything(2)
+    assert read(loader(shuffle=True)) != first
+
+
+@pytest.mark.parametrize("options", [{}, {"persistent_workers": True}, {"prefetch_factor": 4}])
+def test_workers_read_the_same_order_as_the_process_itself(options: dict[str, Any]) -> None:
+    alone = read(loader(shuffle=True))
+    engine.seed_everything(1)
+    assert read(loader(shuffle=True, num_workers=2, **options)) == alone
+
+
+def test_a_limit_reads_the_first_batches_of_each_epochs_order() -> None:
+    whole = read(loader(shuffle=True))
+    engine.seed_everything(1)
+    assert read(loader(shuffle=True), limit_train_batches=2) == [b for i, b in enumerate(whole) if i % 4 < 2]
+
+
+class Noisy(torch.utils.data.Dataset[Any]):
+    """Draws from every generator for each sample, as an augmentation does."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.rand(3), torch.tensor([random.random() + float(np.random.rand())])
+
+
+def test_random_augmentation_in_workers_differs_by_epoch_and_repeats_by_seed() -> None:
+    first = read(DataLoader(Noisy(), batch_size=2, num_workers=2))
+    engine.seed_everything(1)
+    torch.rand(7)
+    assert read(DataLoader(Noisy(), batch_size=2, num_workers=2)) == first
+    assert len({tuple(batch) for batch in first}) == 9
+
+
+def states() -> list[Any]:
+    return [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_reading_data_moves_no_global_generator(shuffle: bool, workers: int) -> None:
+    seen = []
+
+    class Watch(engine.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            seen.append(states())
+
+    train = loader(4, shuffle=shuffle, num_workers=workers)
+    before = states()
+    run = trainer(callbacks=Watch(), max_epochs=2, num_sanity_val_steps=2)
+    run.fit(model := Net(), train, loader(4, num_workers=workers))
+    assert model.count("train") == 4
+    assert all(same_bits(state, states()) for state in seen)
+    engine.seed_everything(1)
+    Net()
+    assert not same_bits(before, [])
+
+
+class Reversed(Sampler[int]):
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(7, -1, -1))
+
+    def __len__(self) -> int:
+        return 8
+
+
+def targets(indices: list[list[int]]) -> list[list[float]]:
+    return [dataset()[rows][1].flatten().tolist() for rows in indices]
+
+
+def test_a_custom_sampler_is_left_alone_and_told_the_epoch() -> None:
+    sampler = Reversed()
+    batches = read(loader(sampler=sampler), epochs=2)
+    assert batches == targets([[7, 6], [5, 4], [3, 2], [1, 0]]) * 2
+    assert sampler.epochs == [0, 1]
+
+
+def test_a_custom_batch_sampler_is_left_alone() -> None:
+    class Own(BatchSampler):
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter([[0, 7], [1, 2, 3]])
+
+        def __len__(self) -> int:
+            return 2
+
+    given = DataLoader(dataset(), batch_sampler=Own(range(8), 2, False))
+    assert read(given, epochs=1) == targets([[0, 7], [1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        WeightedRandomSampler([0.0] * 7 + [1.0], 4),
+        RandomSampler(dataset(), replacement=True, num_samples=4),
+        RandomSampler(dataset(), num_samples=4),
+    ],
+    ids=["weighted", "replacement", "fewer"],
+)
+def test_random_samplers_with_a_rule_of_their_own_keep_it(sampler: Any) -> None:
+    batches = read(loader(sampler=sampler), epochs=1)
+    assert [len(batch) for batch in batches] == [2, 2]
+    if isinstance(sampler, WeightedRandomSampler):
+        assert batches == targets([[7, 7], [7, 7]])
+
+
+def test_a_subclass_of_the_loader_is_left_alone() -> None:
+    class Twice(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            return iter([batch for batch in super().__iter__() for _ in range(2)])
+
+        def __len__(self) -> int:
+            return 2 * super().__len__()
+
+    assert read(Twice(dataset(), batch_size=4), epochs=1) == targets([[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2)
+
+
+def test_the_dataset_is_told_the_epoch() -> None:
+    class Told(Stream):
+        def __init__(self) -> None:
+            super().__init__()
+            self.epochs: list[int] = []
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    data = Told()
+    read(DataLoader(data, batch_size=2), epochs=3)
+    assert data.epochs == [0, 1, 2]
+
+
+def collate(rows: list[Any]) -> Any:
+    xs, ys = zip(*rows, strict=True)
+    return torch.stack(xs), torch.stack(ys).abs()
+
+
+def test_a_rebuilt_loader_keeps_its_other_arguments() -> None:
+    given = loader(7, batch_size=3, shuffle=True, drop_last=True, collate_fn=collate)
+    batches = read(given, epochs=1)
+    assert [len(batch) for batch in batches] == [3, 3]
+    assert all(value >= 0 for batch in batches for value in batch)
+
+
+def test_evaluation_keeps_the_order_of_an_unshuffled_set() -> None:
+    outputs = trainer().predict(model := Net(), loader(7))
+    assert outputs is not None
+    assert torch.cat(outputs).equal(model(dataset(7)[:][0]))
+
+
+@pytest.mark.parametrize(("seed", "ok"), [(0, True), (2**32 - 1, True), (-1, False), (2**32, False)])
+def test_seeds_in_range_reach_every_generator(seed: int, ok: bool) -> None:
+    if not ok:
+        with pytest.raises(engine.MisconfigurationException, match=f"seed={seed} is out of range"):
+            engine.seed_everything(seed)
+        return
+    draws = []
+    for _ in range(2):
+        assert engine.seed_everything(seed) == seed
+        draws.append((torch.rand(1).item(), random.random(), np.random.rand()))
+    assert draws[0] == draws[1]

@@ -1,0 +1,209 @@
+"""A run that fails, and modules that would fail silently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import engine
+import pytest
+from torch.utils.data import DataLoader
+from toy import Memory, Net, dataset, loader, trainer
+
+
+class Boom(Exception):
+    pass
+
+
+def failing(base: type, hook: str, error: type[BaseException] = Boom) -> Any:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise error(hook)
+
+    return type(base.__name__, (base,), {hook: fail})()
+
+
+class Data(engine.DataModule):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def train_dataloader(self) -> Any:
+        return loader()
+
+    def val_dataloader(self) -> Any:
+        return loader()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.notes.append(f"D.on_exception {type(exception).__name__}")
+
+    def teardown(self, stage: str) -> None:
+        self.notes.append(f"D.teardown {stage}")
+
+
+class Watch(engine.Callback):
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.notes.append(f"C.on_exception {type(exception).__name__}")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self.notes.append(f"C.teardown {stage}")
+
+
+class Model(Net):
+    notes: list[str]
+
+    def teardown(self, stage: str) -> None:
+        self.notes.append(f"M.teardown {stage}")
+
+
+def attempt(model: Any, data: Data, error: type[BaseException]) -> Memory:
+    logger = Memory()
+    model.notes = data.notes
+    run = trainer(callbacks=Watch(data.notes), logger=logger, num_sanity_val_steps=1)
+    with pytest.raises(error):
+        run.fit(model, datamodule=data)
+    return logger
+
+
+HOOKS = [
+    *("setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start", "on_train_epoch_start"),
+    *("on_train_batch_start", "training_step", "on_before_zero_grad", "backward", "on_before_optimizer_step"),
+    *("on_train_batch_end", "validation_step", "on_validation_epoch_end", "on_train_epoch_end", "on_train_end"),
+    *("on_fit_end",),
+]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_error_in_a_hook_is_reported_torn_down_after_and_raised_unchanged(hook: str) -> None:
+    data = Data()
+    logger = attempt(failing(Model, hook), data, Boom)
+    assert data.notes == [
+        *("C.on_exception Boom", "D.on_exception Boom"),
+        *("D.teardown fit", "C.teardown fit", "M.teardown fit"),
+    ]
+    assert logger.status == ["failed"]
+
+
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "train_dataloader", "val_dataloader"])
+def test_an_error_in_the_data_module_is_treated_alike(hook: str) -> None:
+    data = failing(Data, hook)
+    attempt(Model(), data, Boom)
+    assert data.notes[0] == "C.on_exception Boom"
+    assert data.notes[-1] == "M.teardown fit"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_and_exit_tear_down_and_reach_the_caller(error: type[BaseException]) -> None:
+    data = Data()
+    attempt(failing(Model, "training_step", error), data, error)
+    assert data.notes[0] == f"C.on_exception {error.__name__}"
+    assert data.notes[-1] == "M.teardown fit"
+
+
+def test_a_trainer_works_again_after_an_error_in_the_sanity_check() -> None:
+    class Once(Net):
+        fails = True
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if self.fails:
+                raise Boom
+            super().validation_step(batch, batch_idx)
+
+    model, logger = Once(), Memory()
+    run = trainer(num_sanity_val_steps=1, logger=logger)
+    with pytest.raises(Boom):
+        run.fit(model, loader(), loader())
+    model.fails = False
+    run.validate(model, loader(), verbose=False)
+    assert model.count("val") == 4
+    assert logger.of("val_loss")
+
+
+def test_names_are_clean_again_after_an_error_in_a_second_loader() -> None:
+    class Second(Net):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if dataloader_idx:
+                raise Boom
+
+    run = trainer()
+    with pytest.raises(Boom):
+        run.validate(Second(), [loader(), loader()], verbose=False)
+    run.fit(Net(), loader())
+    assert set(run.callback_metrics) == {"train_loss"}
+
+
+MISSPELT = [
+    (Net, "on_train_epoch_ends", "on_train_epoch_end"),
+    (Net, "on_validation_epoch_stop", "on_validation_epoch_"),
+    (Net, "validation_epoch_end", "on_validation_epoch_end"),
+    (Net, "training_epoch_end", "on_train_epoch_end"),
+    (Net, "test_epoch_end", "on_test_epoch_end"),
+    (Net, "training_step_end", "on_train_batch_end"),
+    (Net, "optimizer_step", "on_before_optimizer_step"),
+    (Net, "configure_optimizer", "configure_optimizers"),
+    (Net, "val_step", "validation_step"),
+    (Data, "on_exceptions", "on_exception"),
+    (engine.Callback, "on_train_epoch_ends", "on_train_epoch_end"),
+    (engine.Callback, "on_epoch_end", "_epoch_end"),
+    (engine.Callback, "on_batch_end", "_batch_end"),
+]
+
+
+@pytest.mark.parametrize(("base", "name", "nearest"), MISSPELT)
+def test_a_method_that_looks_like_a_hook_and_is_none_is_refused_with_the_nearest_name(
+    base: Any, name: str, nearest: str
+) -> None:
+    thing = failing(base, name)
+    with pytest.raises(engine.MisconfigurationException) as caught:
+        model = thing if isinstance(thing, engine.Module) else Net()
+        data = thing if isinstance(thing, engine.DataModule) else None
+        callbacks = thing if isinstance(thing, engine.Callback) else None
+        trainer(callbacks=callbacks).fit(model, None if data else loader(), datamodule=data)
+    message = str(caught.value)
+    assert f"{base.__name__}.{name} would never be called" in message
+    assert f"did you mean {nearest}" in message or nearest in message.split("did you mean ")[1]
+    assert "\n" not in message
+
+
+def test_a_misspelt_hook_of_a_base_class_or_mixin_is_found_too() -> None:
+    class Mixin:
+        def on_train_epoch_ends(self) -> None: ...
+
+    class Model(Mixin, Net): ...
+
+    with pytest.raises(engine.MisconfigurationException, match="Mixin.on_train_epoch_ends"):
+        trainer().fit(Model(), loader())
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_a_missing_step_is_named(stage: str) -> None:
+    with pytest.raises(engine.MisconfigurationException, match="has no .*_step; write one"):
+        getattr(trainer(), stage)(engine.Module() if stage != "fit" else NoStep(), loader())
+
+
+class NoStep(engine.Module):
+    def configure_optimizers(self) -> Any:
+        return Net().configure_optimizers()
+
+
+def test_missing_parts_are_named() -> None:
+    class NoOptimizer(Net):
+        configure_optimizers = engine.Module.configure_optimizers
+
+    with pytest.raises(engine.MisconfigurationException, match="NoOptimizer has no configure_optimizers"):
+        trainer().fit(NoOptimizer(), loader())
+    with pytest.raises(engine.MisconfigurationException, match="0 train loaders"):
+        trainer().fit(Net())
+    with pytest.raises(engine.MisconfigurationException, match="2 train loaders"):
+        trainer().fit(Net(), [loader(), loader()])
+    with pytest.raises(engine.MisconfigurationException, match="no model was given"):
+        trainer().validate(dataloaders=loader())
+    with pytest.raises(engine.MisconfigurationException, match="not attached to a Trainer"):
+        _ = Net().trainer
+
+
+def test_manual_optimization_is_refused() -> None:
+    model = Net()
+    model.automatic_optimization = False
+    with pytest.raises(engine.MisconfigurationException, match="automatic_optimization=False"):
+        trainer().fit(model, DataLoader(dataset()))

@@ -1,0 +1,248 @@
+"""The commands of a project, as its users type them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+QUICK = ("--max_epochs", "2", "--limit_train_batches", "5", "--log_every_n_steps", "1")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path: str | Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_the_default_run_learns_the_digits_and_leaves_its_folder(run: Callable, tmp_path: Path) -> None:
+    outcome = run()
+    assert outcome.code == 0
+    assert outcome.metrics["test_acc"] >= 0.97
+    folder = tmp_path / "logs" / "standard_net" / "version_0"
+    names = {path.name.split(".")[0] for path in folder.iterdir()}
+    assert names >= {"config", "environment", "metrics", "checkpoints", "events"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert json.loads((folder / "environment.json").read_text())["torch"] == str(torch.__version__)
+    for expected in ("test_acc", "logs/standard_net/version_0", "tensorboard --logdir logs", "best.ckpt"):
+        assert expected in outcome.out
+    assert outcome.out.count("\nepoch ") == 15
+
+
+def test_every_command_works_from_the_newest_run(run: Callable) -> None:
+    trained = run(*QUICK, "--model.width", "8")
+    tested = run("test", "--ckpt_path", "best")
+    assert tested.metrics["test_acc"] == trained.metrics["test_acc"]
+    validated = run("validate", "--ckpt_path", "logs/standard_net/version_0/checkpoints/last.ckpt")
+    assert validated.metrics["val_loss"] == trained.metrics["val_loss"]
+    assert run("predict", "--ckpt_path", "best").code == 0
+    predicted = rows(Path("logs/standard_net/version_0/predictions.csv"))
+    assert len(predicted) == 269
+    for row in predicted:
+        probabilities = [float(row[f"probability_{number}"]) for number in range(10)]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert probabilities[int(row["class"])] == max(probabilities)
+
+
+def test_best_and_last_mean_the_newest_run_of_those_asked_for(run: Callable) -> None:
+    run(*QUICK, "--experiment", "first", "--model.width", "4")
+    run(*QUICK, "--experiment", "second", "--model.width", "8")
+    assert "second/version_0" in run("test", "--ckpt_path", "best").out
+    assert "first/version_0" in run("test", "--ckpt_path", "best", "--experiment", "first").out
+    run(*QUICK, "--experiment", "second", "--run_name", "named")
+    assert "second/version_0" in run("test", "--ckpt_path", "last", "--run_name", "version_0").out
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    import engine
+    import main
+
+    class Interrupt(engine.Callback):
+        def on_train_epoch_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    arguments = ("--max_epochs", "4", "--log_every_n_steps", "5", "--patience", "50")
+    whole = run(*arguments, "--run_name", "whole")
+    with monkeypatch.context() as patch:
+        original = main.callbacks
+        patch.setattr(main, "callbacks", lambda *a: [*original(*a), Interrupt()])
+        interrupted = run(*arguments, "--run_name", "parts")
+    assert interrupted.code == 130
+    assert "--ckpt_path last" in interrupted.err
+    resumed = run("--ckpt_path", "last")
+    assert resumed.metrics == whole.metrics
+    folder = Path("logs/standard_net")
+    assert {path.name for path in folder.iterdir()} == {"whole", "parts"}
+    for name in ("best", "last"):
+        expected = weights(folder / "whole" / "checkpoints" / f"{name}.ckpt")
+        actual = weights(folder / "parts" / "checkpoints" / f"{name}.ckpt")
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
+    assert rows(folder / "parts" / "metrics.csv") == rows(folder / "whole" / "metrics.csv")
+
+
+def test_a_finished_run_that_is_resumed_trains_no_more(run: Callable) -> None:
+    first = run(*QUICK)
+    again = run("--ckpt_path", "last")
+    assert "epoch " not in again.out
+    assert again.metrics["test_loss"] == first.metrics["test_loss"]
+
+
+def test_configs_compose_and_flags_win(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("lr: 0.5\nbatch_size: 16\nmax_epochs: 1\nmodel:\n  width: 4\n  dropout: 0.0\n")
+    (tmp_path / "b.yaml").write_text("batch_size: 32\nmodel:\n  width: 6\n")
+    outcome = run("--config", "a.yaml", "--lr", "0.01", "--config", "b.yaml", "--limit_train_batches", "2")
+    assert outcome.code == 0
+    saved = yaml.safe_load((tmp_path / "logs/standard_net/version_0/config.yaml").read_text())
+    assert (saved["lr"], saved["batch_size"], saved["model"]["width"], saved["model"]["dropout"]) == (0.01, 32, 6, 0.0)
+
+
+def test_a_saved_config_repeats_the_run(run: Callable) -> None:
+    first = run(*QUICK, "--seed", "7", "--model.width", "8")
+    again = run("--config", "logs/standard_net/version_0/config.yaml")
+    assert again.metrics == first.metrics
+    files = [Path(f"logs/standard_net/version_{number}/config.yaml").read_text() for number in (0, 1)]
+    assert files[0] == files[1]
+
+
+def test_the_seed_decides(run: Callable) -> None:
+    results = [run(*QUICK, "--seed", seed).metrics["train_loss"] for seed in ("1", "1", "2")]
+    assert results[0] == results[1] != results[2]
+
+
+def test_patience_ends_a_run_early(run: Callable) -> None:
+    outcome = run("--max_epochs", "9", "--lr", "1e-9", "--patience", "1", "--limit_train_batches", "1")
+    assert outcome.code == 0
+    assert 1 < outcome.out.count("\nepoch ") < 9
+    assert "EarlyStopping: val_loss" in outcome.out
+
+
+def test_fast_dev_run_leaves_nothing_behind(run: Callable, tmp_path: Path) -> None:
+    outcome = run("--fast_dev_run", "true")
+    assert outcome.code == 0 and outcome.metrics["test_loss"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_learns(run: Callable, precision: str) -> None:
+    outcome = run("--precision", precision, "--max_epochs", "3", "--gradient_clip_val", "1.0", "--model.width", "16")
+    assert outcome.metrics["test_acc"] > 0.8
+
+
+def test_help_lists_flags_with_their_meaning_in_groups(run: Callable) -> None:
+    outcome = run("--help")
+    assert outcome.code == 0
+    for group in ("run:", "training:", "model:", "net StandardNet:", "data:", "dataset StandardData:"):
+        assert f"\n{group}\n" in outcome.out
+    text = " ".join(outcome.out.split())
+    assert "--model.width WIDTH Channels of the first stage; the second has twice as many." in text
+    for hidden in ("--callbacks", "--logger ", "--data.split"):
+        assert hidden not in outcome.out
+
+
+WRONG = {
+    "unknown net": (
+        ["--model_name", "standart_net"],
+        "standart_net.*did you mean standard_net.*there are: standard_net",
+    ),
+    "unknown dataset": (
+        ["--dataset", "mnist"],
+        "no dataset of that name; .*there are: standard_data, torchvision_data",
+    ),
+    "a path as a name": (["--model_name", "../main"], "no net of that name"),
+    "a module as a name": (["--dataset", "os"], "no dataset of that name"),
+    "unknown command": (["tset"], "tset: the commands are fit, validate, test, predict; did you mean test"),
+    "unknown flag": (["--max_epoch", "3"], "--max_epoch: .*did you mean --max_epochs"),
+    "abbreviated flag": (["--max_ep", "3"], "--max_ep: there is no such argument"),
+    "flag of another group": (["--model", "my_net"], "--model: .*did you mean --model_name"),
+    "a stray word": (["fit", "now"], "now: there is no such argument"),
+    "wrong type": (["--lr", "fast"], "--lr fast: give a number"),
+    "wrong type of a net": (["--model.width", "wide"], "--model.width wide: give a whole number"),
+    "wrong choice": (["--precision", "8-true"], "--precision 8-true: give 32-true, bf16-mixed, 16-mixed"),
+    "no value": (["--lr"], "--lr: expected one argument"),
+    "out of range": (["--batch_size", "0"], "batch_size=0"),
+    "negative rate": (["--lr", "-1"], "lr=-1"),
+    "share over one": (["--limit_train_batches", "1.5"], "limit_train_batches=1.5"),
+    "seed out of range": (["--seed", "-1"], "seed=-1 is out of range"),
+    "patience of none": (["--patience", "0"], "patience=0"),
+    "a monitor never logged": (
+        [*QUICK, "--monitor", "val_accuracy"],
+        "'val_accuracy', which was never logged.*val_acc",
+    ),
+    "missing config": (["--config", "none.yaml"], "config none.yaml cannot be read: No such file"),
+    "config that is no mapping": (["--config", "list.yaml"], "config list.yaml holds no arguments"),
+    "config that is no YAML": (["--config", "broken.yaml"], "config broken.yaml cannot be read"),
+    "unknown key in a config": (["--config", "key.yaml"], "learning_rate: there is no such argument"),
+    "code in a config": (["--config", "code.yaml"], "config code.yaml cannot be read"),
+    "missing checkpoint": (["test", "--ckpt_path", "none.ckpt"], "checkpoint none.ckpt does not exist"),
+    "no run yet": (["test", "--ckpt_path", "best"], "--ckpt_path best: no run has one"),
+    "no checkpoint given": (["test"], "test needs --ckpt_path"),
+    "log folder beneath a file": (["--log_dir", "list.yaml/logs"], "the folder .* cannot be made"),
+    "more processes than started": (["--devices", "2"], "torchrun --nproc-per-node 2"),
+    "no such accelerator": (["--accelerator", "tpu"], "--accelerator tpu: give auto, cpu, gpu, cuda"),
+    "no set of that name": (["--dataset", "torchvision_data", "--data.name", "Digits"], "name=Digits is no"),
+    "a set not there": (["--dataset", "torchvision_data"], "MNIST is not in datasets/.*--data.download true"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input_gives_one_clear_line_and_code_2(name: str, run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- lr\n")
+    (tmp_path / "broken.yaml").write_text("lr: {\n")
+    (tmp_path / "key.yaml").write_text("learning_rate: 3\n")
+    (tmp_path / "code.yaml").write_text("lr: !!python/object/apply:os.system ['touch hacked']\n")
+    words, message = WRONG[name]
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert re.fullmatch(rf"error: .*{message}.*\n", outcome.err), outcome.err
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused_with_one_line(run: Callable, tmp_path: Path) -> None:
+    run(*QUICK)
+    good = Path("logs/standard_net/version_0/checkpoints/best.ckpt").read_bytes()
+    middle = len(good) // 2
+    cases = {
+        "flipped": (good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :], "is damaged"),
+        "short": (good[:middle], "is damaged"),
+        "text": (b"hello", "is damaged"),
+        "empty": (b"", "is damaged"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+        outcome = run("test", "--ckpt_path", f"{name}.ckpt")
+        assert outcome.code == 2
+        assert re.fullmatch(rf"error: checkpoint {name}.ckpt {message}.*\n", outcome.err), outcome.err
+
+
+def test_a_checkpoint_cannot_run_code(run: Callable, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path("hacked"),)
+
+    torch.save({"format": 1, "state_dict": Hostile()}, "hostile.ckpt")
+    outcome = run("test", "--ckpt_path", "hostile.ckpt")
+    assert outcome.code == 2 and "could run code" in outcome.err and outcome.err.count("\n") == 1
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_checkpoint_of_another_net_names_what_differs(run: Callable) -> None:
+    run(*QUICK)
+    outcome = run("test", "--ckpt_path", "best", "--model.width", "16")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "net.features.0.weight [32, 1, 3, 3] in the file, [16, 1, 3, 3] in the model" in outcome.err
+
+
+def test_a_run_name_is_taken_once(run: Callable) -> None:
+    run(*QUICK, "--run_name", "mine")
+    outcome = run(*QUICK, "--run_name", "mine")
+    assert outcome.code == 2 and "has a run of that name" in outcome.err
