@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,9 @@ def test_a_log_step_fetches_all_values_at_once_and_the_detector_sees_it() -> Non
     assert sum(reads.values()) == 3 and len(reads) == 1
 
 
-@pytest.mark.parametrize("read", [float, int, bool, torch.Tensor.item, torch.Tensor.tolist, [0, 0].__getitem__])
+@pytest.mark.parametrize(
+    "read", [float, int, bool, [0, 0].__getitem__, *map(methodcaller, ["item", "tolist", "numpy"])]
+)
 def test_the_detector_sees_every_way_to_read(read: Any) -> None:
     with detector() as reads:
         # Compiled as if it stood in the engine.

@@ -94,6 +94,8 @@ CASES = [
 ]
 
 
+# Under fp16 the first steps are skipped until the loss scale is low enough; torch takes that for a wrong order.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
 @pytest.mark.parametrize(
     ("scheduler", "options", "epoch"),
     [(scheduler, options, epoch) for scheduler, options in CASES for epoch in (0, 1, 2)]

@@ -185,31 +185,6 @@ class Callback:
         """A batch is predicted; `outputs` is what `predict_step` returned, still on the device."""
 
 
-def check_mode(mode: str) -> None:
-    """Refuse a mode that is neither min nor max."""
-    if mode not in ("min", "max"):
-        raise MisconfigurationException(f"mode={mode!r}; give 'min' where less is better, 'max' where more is")
-
-
-def monitored_value(trainer: Trainer, name: str, who: str) -> float | None:
-    """The value logged under `name` in this epoch.
-
-    Returns:
-        None where it has not been computed in this epoch, because validation was not due.
-
-    Raises:
-        MisconfigurationException: Nothing of that name was ever logged, though validation has run.
-    """
-    metrics = trainer.callback_metrics
-    if name in trainer.metrics.fresh:
-        return float(metrics[name])
-    if name in metrics or (trainer.validates and not trainer.metrics.validated):
-        return None
-    raise MisconfigurationException(
-        f"{who} watches {name!r}, which was never logged; logged are: {', '.join(sorted(metrics)) or 'none'}"
-    )
-
-
 Table = dict[str, tuple[Callable[..., None], ...]]
 
 

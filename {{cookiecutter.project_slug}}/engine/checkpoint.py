@@ -30,6 +30,7 @@ import contextlib
 import os
 import pickle
 import platform
+import shutil
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -59,20 +60,10 @@ def is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, complex, str, bytes) or isinstance(value, Tensor)
 
 
-def environment() -> dict[str, Any]:
-    """What a checkpoint was saved with."""
-    return {
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "world_size": distributed.world_size(),
-    }
-
-
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint so that `path` holds the old file or the new one, never a part of it.
 
-    A temporary file in the same folder is written, flushed to disk and renamed over `path`; then the folder is
-    flushed, so that the rename survives a power cut.
+    A temporary file in the same folder is written, flushed to disk and renamed over `path`.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written; the old file stands.
@@ -91,37 +82,34 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _commit(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
 
 
 def link(source: Path, path: Path) -> None:
     """Make `path` the same file as `source`, at once and without copying its bytes where the disk allows."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
+    temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:
         # Some file systems have no hard links.
-        temporary.write_bytes(source.read_bytes())
+        shutil.copyfile(source, temporary)
+    _commit(temporary, path)
+
+
+def _commit(temporary: Path, path: Path) -> None:
+    """Rename a complete file, and flush the folder so that the rename survives a power cut."""
     os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, where the system can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name != "nt":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def load(path: Path) -> Checkpoint:
@@ -194,7 +182,11 @@ def capture(t: Trainer, weights_only: bool) -> Checkpoint:
         "state_dict": module.state_dict(),
         "hyper_parameters": dict(module.hparams),
         "datamodule_hyper_parameters": dict(datamodule.hparams) if datamodule is not None else {},
-        "env": environment(),
+        "env": {
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "world_size": distributed.world_size(),
+        },
     }
     if not weights_only:
         captured |= {

@@ -17,24 +17,19 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def launched() -> bool:
-    """Whether a launcher such as torchrun started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def rank() -> int:
     """Number of this process among all processes of the run; 0 without a launcher."""
-    return int(os.environ["RANK"]) if launched() else 0
+    return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
     """Number of this process among the processes of its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if launched() else 0
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def world_size() -> int:
     """Number of processes of the run."""
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_world_size() -> int:
@@ -49,7 +44,7 @@ def is_rank_zero() -> bool:
 
 def init(device: torch.device) -> None:
     """Join the process group; gloo for tensors on the CPU, nccl for tensors on a GPU."""
-    if not launched() or dist.is_initialized():
+    if "RANK" not in os.environ or dist.is_initialized():
         return
     on_gpu = device.type == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)

@@ -12,49 +12,55 @@ from torch.optim import Optimizer
 
 
 class ModelHooks(nn.Module):
-    """Hooks of a model; each does nothing unless it says so."""
+    """Hooks of a model, by the moment at which they run. `Callback` says of each what has happened by then."""
 
-    def setup(self, stage: str) -> None:
-        """A stage begins: "fit", "validate", "test" or "predict"."""
+    # A stage begins or is over: "fit", "validate", "test" or "predict". teardown is called after an error, too.
+    def setup(self, stage: str) -> None: ...
+    def teardown(self, stage: str) -> None: ...
 
-    def teardown(self, stage: str) -> None:
-        """A stage is over, also after an error."""
+    # Training: the whole of it, its epochs, its batches. Returning -1 skips the rest of the epoch.
+    def on_fit_start(self) -> None: ...
+    def on_fit_end(self) -> None: ...
+    def on_train_start(self) -> None: ...
+    def on_train_end(self) -> None: ...
+    def on_train_epoch_start(self) -> None: ...
+    def on_train_epoch_end(self) -> None: ...
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None: ...
+    def on_train_batch_end(self, outputs: dict[str, Any], batch: Any, batch_idx: int) -> None: ...
 
-    def on_fit_start(self) -> None:
-        """Model and optimizers are ready."""
+    # Within a training batch, in this order; on_before_optimizer_step sees gradients unscaled and not yet clipped.
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None: ...
+    def on_before_backward(self, loss: Tensor) -> None: ...
+    def on_after_backward(self) -> None: ...
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None: ...
 
-    def on_fit_end(self) -> None:
-        """Training is over."""
+    # Validation, within fit or on its own.
+    def on_validation_start(self) -> None: ...
+    def on_validation_end(self) -> None: ...
+    def on_validation_epoch_start(self) -> None: ...
+    def on_validation_epoch_end(self) -> None: ...
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
 
-    def on_train_start(self) -> None:
-        """The first epoch is about to start."""
+    # Testing.
+    def on_test_start(self) -> None: ...
+    def on_test_end(self) -> None: ...
+    def on_test_epoch_start(self) -> None: ...
+    def on_test_epoch_end(self) -> None: ...
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
 
-    def on_train_end(self) -> None:
-        """The last epoch is over."""
+    # Prediction.
+    def on_predict_start(self) -> None: ...
+    def on_predict_end(self) -> None: ...
+    def on_predict_epoch_start(self) -> None: ...
+    def on_predict_epoch_end(self) -> None: ...
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
 
-    def on_train_epoch_start(self) -> None:
-        """An epoch starts."""
-
-    def on_train_epoch_end(self) -> None:
-        """An epoch is over, its validation included."""
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """A training batch lies on the device; return -1 to skip the rest of the epoch."""
-
-    def on_train_batch_end(self, outputs: dict[str, Any], batch: Any, batch_idx: int) -> None:
-        """A training batch is done."""
-
-    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
-        """Gradients are about to be cleared."""
-
-    def on_before_backward(self, loss: Tensor) -> None:
-        """The loss is about to be differentiated (divided by the accumulation, scaled under fp16)."""
-
-    def on_after_backward(self) -> None:
-        """Gradients are there (still scaled under fp16)."""
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Gradients are unscaled and not yet clipped."""
+    # A checkpoint is about to be written (add plain data to it), or was read (weights are not yet loaded).
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
 
     def on_validation_model_zero_grad(self) -> None:
         """Clear gradients before validation within fit; by default sets them to None to free memory."""
@@ -71,66 +77,6 @@ class ModelHooks(nn.Module):
     def on_predict_model_eval(self) -> None:
         """Switch to evaluation mode; modes are restored afterwards."""
         self.eval()
-
-    def on_validation_start(self) -> None:
-        """Validation starts."""
-
-    def on_validation_end(self) -> None:
-        """Validation is over."""
-
-    def on_validation_epoch_start(self) -> None:
-        """The validation sets are about to be read."""
-
-    def on_validation_epoch_end(self) -> None:
-        """The validation sets are read; the last moment to log."""
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """A validation batch lies on the device."""
-
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """A validation batch is done."""
-
-    def on_test_start(self) -> None:
-        """Testing starts."""
-
-    def on_test_end(self) -> None:
-        """Testing is over."""
-
-    def on_test_epoch_start(self) -> None:
-        """The test sets are about to be read."""
-
-    def on_test_epoch_end(self) -> None:
-        """The test sets are read; the last moment to log."""
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """A test batch lies on the device."""
-
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """A test batch is done."""
-
-    def on_predict_start(self) -> None:
-        """Prediction starts."""
-
-    def on_predict_end(self) -> None:
-        """Prediction is over."""
-
-    def on_predict_epoch_start(self) -> None:
-        """The sets to predict are about to be read."""
-
-    def on_predict_epoch_end(self) -> None:
-        """The sets to predict are read."""
-
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """A batch to predict lies on the device."""
-
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """A batch is predicted."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written; add what you like (primitives and tensors)."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint was read; the weights are not yet loaded."""
 
 
 class DataHooks:

@@ -122,7 +122,8 @@ def _set_up(t: Trainer) -> None:
         torch.cuda.set_device(t.device)
     distributed.init(t.device)
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
-    t.log_dir = distributed.broadcast(_log_dir(t.loggers, t.default_root_dir))
+    folders = [logger.log_dir for logger in t.loggers if logger.log_dir]
+    t.log_dir = distributed.broadcast(next(iter(folders), t.default_root_dir))
     if distributed.local_rank() == 0:
         if t.datamodule is not None:
             t.datamodule.prepare_data()
@@ -168,17 +169,8 @@ def as_loggers(logger: Logger | Sequence[Logger] | bool, root: str) -> list[Logg
     return list(logger) if isinstance(logger, Sequence) else [logger]
 
 
-def _log_dir(loggers: list[Logger], root: str) -> str:
-    """Folder of the first logger that has one, else `root`."""
-    return next((logger.log_dir for logger in loggers if logger.log_dir), root)
-
-
 def with_default_callbacks(
-    callbacks: Callback | Sequence[Callback] | None,
-    *,
-    checkpointing: bool,
-    progress_bar: bool,
-    model_summary: bool,
+    callbacks: Callback | Sequence[Callback] | None, checkpointing: bool, progress_bar: bool, model_summary: bool
 ) -> list[Callback]:
     """The given callbacks and, where they are enabled and not among them, the standard ones.
 

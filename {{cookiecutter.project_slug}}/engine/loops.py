@@ -21,7 +21,7 @@ from engine.callback import Callback
 from engine.data import batches, start_epoch
 from engine.exceptions import MisconfigurationException
 from engine.hooks import move_to_device
-from engine.metrics import EpochResult, Scope
+from engine.metrics import Meter, Scope
 from engine.optim import step_plateau_schedulers, step_schedulers
 from engine.seed import isolated_rng
 from engine.strategy import NO_CONTEXT
@@ -52,11 +52,11 @@ class TrainState:
 
 
 def fit_epochs(t: Trainer) -> None:
-    """Train until `t.stop_reason()` names a reason."""
+    """Train until `stop_reason(t)` names a reason."""
     t.metrics.stage, t.metrics.scope = "train", Scope.EPOCH
     t.call(Callback.on_train_start)
     t.module.on_train_start()
-    while t.stop_reason() is None:
+    while stop_reason(t) is None:
         train_epoch(t)
     t.metrics.scope = None
     t.call(Callback.on_train_end)
@@ -75,11 +75,11 @@ def train_epoch(t: Trainer) -> None:
     for batch_idx, batch, t.is_last_batch in batches(loader, count):
         skip_rest = train_batch(t, batch, batch_idx)
         metrics.scope = None
-        if not skip_rest and t.should_validate():
+        if not skip_rest and should_validate(t):
             module.on_validation_model_zero_grad()
             evaluate(t, "validation")
             metrics.stage = "train"
-        if skip_rest or t.stop_reason() is not None:
+        if skip_rest or stop_reason(t) is not None:
             break
     metrics.scope = Scope.EPOCH
     t.call(Callback.on_train_epoch_end)
@@ -88,10 +88,33 @@ def train_epoch(t: Trainer) -> None:
     metrics.scope = None
     step_plateau_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics.callback_metrics)
     # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
-    state.epoch_over = t.is_last_batch or not t.step_limit_reached()
+    state.epoch_over = t.is_last_batch or not step_limit_reached(t)
     t.call_monitoring_callbacks()
     if state.epoch_over:
         state.epoch, state.batches_done, state.epoch_over = state.epoch + 1, 0, False
+
+
+def step_limit_reached(t: Trainer) -> bool:
+    """Whether `max_steps` optimizer steps are done."""
+    return t.max_steps != -1 and t.state.global_step >= t.max_steps
+
+
+def stop_reason(t: Trainer) -> str | None:
+    """Why training is over, or None while it goes on."""
+    if step_limit_reached(t):
+        return f"max_steps={t.max_steps} reached"
+    if t.max_epochs != -1 and t.state.epoch >= t.max_epochs:
+        return f"max_epochs={t.max_epochs} reached"
+    if t.should_stop and t.state.epoch >= t.min_epochs and t.state.global_step >= t.min_steps:
+        return "should_stop was set"
+    return None
+
+
+def should_validate(t: Trainer) -> bool:
+    """Whether to validate after this batch: at the end of the epoch, and wherever training stops."""
+    if not t.validates or (t.state.epoch + 1) % t.check_val_every_n_epoch:
+        return False
+    return t.is_last_batch or stop_reason(t) is not None
 
 
 def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
@@ -181,8 +204,13 @@ def sanity_check(t: Trainer) -> None:
     t.metrics.clear()
 
 
-def evaluate(t: Trainer, stage: str) -> list[dict[str, float]]:
-    """Run the "validation" or "test" loaders; inside fit as well as on its own.
+def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> list[dict[str, float]]:
+    """Run the "validation", "test" or "predict" loaders; validation inside fit as well as on its own.
+
+    Args:
+        t: The trainer.
+        stage: Which of them.
+        outputs: Takes what the steps return, on the CPU: a list for each loader. None drops it.
 
     Returns:
         One dict of logged epoch values per loader.
@@ -192,16 +220,19 @@ def evaluate(t: Trainer, stage: str) -> list[dict[str, float]]:
         return []
     module, metrics = t.module, t.metrics
     metrics.stage, metrics.scope = stage, None
+    logging = None if stage == "predict" else Scope.EPOCH
     modes = [(part, part.training) for part in module.modules()]
     with t.no_grad_context():
         getattr(module, f"on_{stage}_model_eval")()
-        metrics.scope = Scope.EPOCH
+        metrics.scope = logging
         call_both(t, f"on_{stage}_start")
         call_both(t, f"on_{stage}_epoch_start")
         for index, (loader, count) in enumerate(zip(loaders, counts, strict=True)):
             metrics.loader = index if len(loaders) > 1 else None
-            evaluate_loader(t, stage, loader, count)
-        metrics.loader, metrics.scope = None, Scope.EPOCH
+            kept = evaluate_loader(t, stage, loader, count, keep=outputs is not None)
+            if outputs is not None:
+                outputs.append(kept)
+        metrics.loader, metrics.scope = None, logging
         call_both(t, f"on_{stage}_epoch_end")
         results = metrics.flush_epoch()
         metrics.scope = None
@@ -209,19 +240,23 @@ def evaluate(t: Trainer, stage: str) -> list[dict[str, float]]:
         call_both(t, f"on_{stage}_end")
     for part, training in modes:
         part.training = training
-    per_loader = [[r for r in results if r.meter.loader in (None, index)] for index in range(len(loaders))]
+    per_loader = [
+        [(meter, value) for meter, value in results if meter.loader in (None, index)] for index in range(len(loaders))
+    ]
     return [_by_name(of_loader, every=True) for of_loader in per_loader]
 
 
-def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float) -> None:
-    """Run the batches of one evaluation loader."""
+def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float, keep: bool) -> list[Any]:
+    """Run the batches of one loader; returns what the steps gave, if it is to be kept."""
     module, metrics = t.module, t.metrics
     step = getattr(module, f"{stage}_step")
     start, end = f"on_{stage}_batch_start", f"on_{stage}_batch_end"
+    scope = None if stage == "predict" else Scope.EVAL_BATCH
+    kept: list[Any] = []
     start_epoch(loader, t.state.seed, 0)
     for batch_idx, batch, _ in batches(loader, count):
         batch = t.to_device(batch, metrics.loader or 0)
-        metrics.begin_batch(Scope.EVAL_BATCH, batch)
+        metrics.begin_batch(scope, batch)
         which = (batch_idx,) if metrics.loader is None else (batch_idx, metrics.loader)
         call_both(t, start, batch, *which)
         with t.precision.context():
@@ -230,46 +265,9 @@ def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float) -> 
         metrics.scope = None
         if metrics.has_step_values():
             t.log_evaluation_step()
-
-
-def predict(t: Trainer, keep: bool) -> list[list[Any]]:
-    """Run the predict loaders.
-
-    Args:
-        t: The trainer.
-        keep: Whether to keep what the batches give.
-
-    Returns:
-        Per loader, per batch, what `predict_step` returned, on the CPU.
-    """
-    module = t.module
-    t.metrics.scope = None
-    loaders, counts = t.evaluation_loaders("predict")
-    if not any(counts):
-        return []
-    predictions: list[list[Any]] = []
-    modes = [(part, part.training) for part in module.modules()]
-    with t.no_grad_context():
-        module.on_predict_model_eval()
-        call_both(t, "on_predict_start")
-        call_both(t, "on_predict_epoch_start")
-        for index, (loader, count) in enumerate(zip(loaders, counts, strict=True)):
-            predictions.append([])
-            start_epoch(loader, t.state.seed, 0)
-            for batch_idx, batch, _ in batches(loader, count):
-                batch = t.to_device(batch, index)
-                which = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
-                call_both(t, "on_predict_batch_start", batch, *which)
-                with t.precision.context():
-                    outputs = module.predict_step(batch, *which)
-                call_both(t, "on_predict_batch_end", outputs, batch, *which)
-                if keep:
-                    predictions[-1].append(move_to_device(outputs, CPU))
-        call_both(t, "on_predict_epoch_end")
-        call_both(t, "on_predict_end")
-    for part, training in modes:
-        part.training = training
-    return predictions
+        if keep:
+            kept.append(move_to_device(outputs, CPU))
+    return kept
 
 
 def call_both(t: Trainer, name: str, *args: Any) -> None:
@@ -298,5 +296,5 @@ def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
     return loss, extra
 
 
-def _by_name(results: list[EpochResult], every: bool = False) -> dict[str, float]:
-    return {r.meter.epoch_name(): r.value for r in results if every or r.meter.options.logger}
+def _by_name(results: list[tuple[Meter, float]], every: bool = False) -> dict[str, float]:
+    return {meter.label("_epoch"): value for meter, value in results if every or meter.options.logger}

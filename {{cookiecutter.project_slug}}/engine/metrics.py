@@ -31,13 +31,13 @@ class Scope(Enum):
 
 
 class LogOptions(NamedTuple):
-    """How a name is logged; the same for every call with that name in one scope."""
+    """How a name is logged; the same for every call with that name in one scope. None stands for the default."""
 
-    on_step: bool
-    on_epoch: bool
+    on_step: bool | None
+    on_epoch: bool | None
     prog_bar: bool
     logger: bool
-    reduce_fx: str
+    reduce_fx: str | Callable[..., Any]
     sync_dist: bool
 
 
@@ -60,19 +60,8 @@ class Meter:
     weight: float = 0.0
     metric: Metric | None = None
 
-    def step_name(self) -> str:
-        """Name of the value of a step, `_step` behind it where the epoch's value is logged too."""
-        return self._suffixed("_step")
-
-    def epoch_name(self) -> str:
-        """Name of the value of an epoch, `_epoch` behind it where the step's value is logged too."""
-        return self._suffixed("_epoch")
-
-    def plain_name(self) -> str:
-        """The name as given, told apart by loader where there are several."""
-        return self.name if self.loader is None else f"{self.name}/dataloader_idx_{self.loader}"
-
-    def _suffixed(self, suffix: str) -> str:
+    def label(self, suffix: str = "") -> str:
+        """Full name; the suffix "_step" or "_epoch" counts only where both of these values are logged."""
         forked = self.options.on_step and self.options.on_epoch
         tail = "" if self.loader is None else f"/dataloader_idx_{self.loader}"
         return f"{self.name}{suffix if forked else ''}{tail}"
@@ -112,13 +101,6 @@ class Meter:
             self.metric.reset()
 
 
-class EpochResult(NamedTuple):
-    """One epoch value after a flush."""
-
-    meter: Meter
-    value: float
-
-
 @dataclass
 class MetricStore:
     """All meters of a trainer, and the values of the last flush.
@@ -146,23 +128,12 @@ class MetricStore:
     _batch: Any = None
     _batch_size: int | None = None
 
-    def begin_batch(self, scope: Scope, batch: Any) -> None:
+    def begin_batch(self, scope: Scope | None, batch: Any) -> None:
         """A batch starts; its size is looked up only if somebody logs a mean."""
         self.scope, self._batch, self._batch_size = scope, batch, None
 
     def log(
-        self,
-        name: str,
-        value: Value | Metric,
-        *,
-        prog_bar: bool,
-        logger: bool,
-        on_step: bool | None,
-        on_epoch: bool | None,
-        reduce_fx: str | Callable[..., Any],
-        sync_dist: bool,
-        add_dataloader_idx: bool,
-        batch_size: int | None,
+        self, name: str, value: Value | Metric, options: LogOptions, batch_size: int | None, add_dataloader_idx: bool
     ) -> None:
         """Record a value; the arguments are those of `Module.log`."""
         scope = self.scope
@@ -171,13 +142,12 @@ class MetricStore:
                 f"self.log({name!r}, ...) is not possible in this hook: log in steps, batch hooks and the hooks at "
                 "the start or end of an epoch"
             )
-        loader = self.loader if add_dataloader_idx else None
-        key = (self.stage, scope, name, loader)
+        key = (self.stage, scope, name, self.loader if add_dataloader_idx else None)
         meter = self.meters.get(key)
-        options = LogOptions(*_resolve(scope, on_step, on_epoch), prog_bar, logger, _reduction(reduce_fx), sync_dist)
+        options = _resolve(scope, options)
         if meter is None:
             _check(name, scope, options)
-            meter = self.meters[key] = Meter(name, loader, options)
+            meter = self.meters[key] = Meter(name, key[3], options)
         elif meter.options != options:
             raise MisconfigurationException(
                 f"self.log({name!r}, ...) was called before with other options ({meter.options}); give the same ones"
@@ -220,12 +190,12 @@ class MetricStore:
             numbers = _reduce_steps(meters, numbers)
         for meter, number in zip(meters, numbers, strict=True):
             if meter.options.prog_bar:
-                self.progress_bar[meter.step_name()] = number
-        to_logger = {m.step_name(): n for m, n in zip(meters, numbers, strict=True) if m.options.logger}
+                self.progress_bar[meter.label("_step")] = number
+        to_logger = {m.label("_step"): n for m, n in zip(meters, numbers, strict=True) if m.options.logger}
         self.logged.update(to_logger)
         return to_logger
 
-    def flush_epoch(self) -> list[EpochResult]:
+    def flush_epoch(self) -> list[tuple[Meter, float]]:
         """Compute, fetch and reset the epoch values of this stage."""
         self.validated |= self.stage == "validation"
         self._keep_step_values()
@@ -237,8 +207,8 @@ class MetricStore:
         numbers = _to_floats([value for _, value in pairs])
         for (meter, value), number in zip(pairs, numbers, strict=True):
             tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-            name = meter.epoch_name()
-            for alias in {name, meter.plain_name()}:
+            name = meter.label("_epoch")
+            for alias in {name, meter.label()}:
                 self.callback_values[alias] = tensor.float() if tensor.is_floating_point() else tensor
                 self.fresh.add(alias)
             if meter.options.prog_bar:
@@ -247,7 +217,7 @@ class MetricStore:
                 self.logged[name] = number
         for meter in of_stage:
             meter.reset()
-        return [EpochResult(meter, number) for (meter, _), number in zip(pairs, numbers, strict=True)]
+        return [(meter, number) for (meter, _), number in zip(pairs, numbers, strict=True)]
 
     def callback_metrics(self) -> dict[str, Tensor]:
         """Everything that can be monitored, as 0-d tensors: epoch values, and the newest step values of training."""
@@ -266,7 +236,7 @@ class MetricStore:
         for (stage, *_), meter in self.meters.items():
             if stage == "train" and meter.last is not None:
                 value = meter.last if isinstance(meter.last, Tensor) else torch.tensor(meter.last)
-                for alias in {meter.step_name(), meter.plain_name()}:
+                for alias in {meter.label("_step"), meter.label()}:
                     self.callback_values[alias] = value
                     self.fresh.add(alias)
 
@@ -295,13 +265,18 @@ def find_batch_size(batch: Any) -> int | None:
     return next((size for size in map(find_batch_size, batch) if size is not None), None)
 
 
-def _resolve(scope: Scope, on_step: bool | None, on_epoch: bool | None) -> tuple[bool, bool]:
+def _resolve(scope: Scope, given: LogOptions) -> LogOptions:
+    """Options with the defaults of the scope, and the reduction by name."""
+    on_step, on_epoch, prog_bar, logger, reduce_fx, sync_dist = given
     training = scope is Scope.TRAIN_BATCH
-    return training if on_step is None else on_step, not training if on_epoch is None else on_epoch
-
-
-def _reduction(reduce_fx: str | Callable[..., Any]) -> str:
-    return reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", repr(reduce_fx))
+    return LogOptions(
+        training if on_step is None else on_step,
+        not training if on_epoch is None else on_epoch,
+        prog_bar,
+        logger,
+        reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", repr(reduce_fx)),
+        sync_dist,
+    )
 
 
 def _check(name: str, scope: Scope, options: LogOptions) -> None:
@@ -322,7 +297,7 @@ def _wide(value: Value) -> Value:
     return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
-def _extreme(reduce_fx: str, a: Value, b: Value) -> Value:
+def _extreme(reduce_fx: object, a: Value, b: Value) -> Value:
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return min(a, b) if reduce_fx == "min" else max(a, b)
     left, right = torch.as_tensor(a), torch.as_tensor(b)
@@ -353,10 +328,10 @@ def _to_floats(values: list[Value]) -> list[float]:
 
 def _reduce_steps(meters: list[Meter], numbers: list[float]) -> list[float]:
     """Mean, sum, min or max over processes of the step values that ask for `sync_dist`."""
-    gathered = distributed.all_gather({m.step_name(): n for m, n in zip(meters, numbers, strict=True)})
+    gathered = distributed.all_gather({m.label("_step"): n for m, n in zip(meters, numbers, strict=True)})
     reduced = []
     for meter, number in zip(meters, numbers, strict=True):
-        column = [values[meter.step_name()] for values in gathered if meter.step_name() in values]
+        column = [values[meter.label("_step")] for values in gathered if meter.label("_step") in values]
         total = _combine(meter.options.reduce_fx, column) / (len(column) if meter.options.reduce_fx == "mean" else 1)
         reduced.append(total if meter.options.sync_dist else number)
     return reduced
@@ -369,13 +344,13 @@ def _reduce_epoch(meters: list[Meter]) -> None:
     """
     wanted = [m for m in meters if m.options.sync_dist and m.metric is None and m.total is not None]
     totals = _to_floats([m.total for m in wanted if m.total is not None])
-    mine = {m.epoch_name(): (total, m.weight) for m, total in zip(wanted, totals, strict=True)}
+    mine = {m.label("_epoch"): (total, m.weight) for m, total in zip(wanted, totals, strict=True)}
     gathered = distributed.all_gather(mine)
     for meter in wanted:
-        parts = [values[meter.epoch_name()] for values in gathered if meter.epoch_name() in values]
+        parts = [values[meter.label("_epoch")] for values in gathered if meter.label("_epoch") in values]
         meter.total = _combine(meter.options.reduce_fx, [total for total, _ in parts])
         meter.weight = sum(weight for _, weight in parts)
 
 
-def _combine(reduce_fx: str, numbers: list[float]) -> float:
+def _combine(reduce_fx: object, numbers: list[float]) -> float:
     return min(numbers) if reduce_fx == "min" else max(numbers) if reduce_fx == "max" else sum(numbers)

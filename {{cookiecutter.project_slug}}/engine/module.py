@@ -18,6 +18,7 @@ from engine import checkpoint as checkpoints
 from engine.distributed import rank_zero_warn
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks, ModelHooks
+from engine.metrics import LogOptions
 from engine.precision import clip_gradients
 
 if TYPE_CHECKING:
@@ -230,18 +231,8 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         if self._trainer is None:
             rank_zero_warn(f"self.log({name!r}, ...) does nothing without a Trainer")
             return
-        self._trainer.metrics.log(
-            name,
-            value,
-            prog_bar=prog_bar,
-            logger=logger,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            reduce_fx=reduce_fx,
-            sync_dist=sync_dist,
-            add_dataloader_idx=add_dataloader_idx,
-            batch_size=batch_size,
-        )
+        options = LogOptions(on_step, on_epoch, prog_bar, logger, reduce_fx, sync_dist)
+        self._trainer.metrics.log(name, value, options, batch_size, add_dataloader_idx)
 
     def log_dict(self, dictionary: Mapping[str, Tensor | float | Metric], **options: Any) -> None:
         """Log every item of a mapping or of a torchmetrics `MetricCollection`; options as in `log`."""

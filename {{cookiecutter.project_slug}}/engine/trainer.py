@@ -135,8 +135,10 @@ class Trainer:
         self.device = select_device(accelerator)
         self.precision_name = precision
         Precision(precision, self.device)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = benchmark
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+        if benchmark:
+            torch.backends.cudnn.benchmark = True
         self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
         self.default_root_dir = str(default_root_dir)
         self.log_dir = self.default_root_dir
@@ -149,14 +151,8 @@ class Trainer:
         self.optimizers, self.lr_scheduler_configs = [], []
         self.transfer_hooks: dict[str, Callable[..., Any]] = {}
         self._evaluation_steps: dict[tuple[str, int | None], int] = {}
-        self.dispatch(
-            lifecycle.with_default_callbacks(
-                callbacks,
-                checkpointing=enable_checkpointing,
-                progress_bar=enable_progress_bar,
-                model_summary=enable_model_summary,
-            )
-        )
+        enabled = (enable_checkpointing, enable_progress_bar, enable_model_summary)
+        self.dispatch(lifecycle.with_default_callbacks(callbacks, *enabled))
 
     def fit(
         self,
@@ -189,7 +185,7 @@ class Trainer:
             model.zero_grad()
             if self.num_sanity_val_steps and self.validates:
                 loops.sanity_check(self)
-            something_to_do = self.num_training_batches and self.stop_reason() is None
+            something_to_do = self.num_training_batches and loops.stop_reason(self) is None
             if loaded is not None:
                 restore_rng(loaded["rng"][distributed.rank() % len(loaded["rng"])])
             if something_to_do:
@@ -246,7 +242,8 @@ class Trainer:
         """
         with lifecycle.run(self, "predict", self._or_last(model), datamodule, {"predict": dataloaders}):
             checkpoint.restore_weights(self, ckpt_path)
-            predictions = loops.predict(self, return_predictions)
+            predictions: list[list[Any]] = []
+            loops.evaluate(self, "predict", predictions if return_predictions else None)
         if not return_predictions:
             return None
         return predictions[0] if len(predictions) == 1 else predictions
@@ -336,26 +333,6 @@ class Trainer:
         if self.max_epochs != -1 and self.num_training_batches != UNKNOWN:
             steps = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * self.max_epochs
         return min(steps, self.max_steps) if self.max_steps != -1 else steps
-
-    def step_limit_reached(self) -> bool:
-        """Whether `max_steps` optimizer steps are done."""
-        return self.max_steps != -1 and self.state.global_step >= self.max_steps
-
-    def stop_reason(self) -> str | None:
-        """Why training is over, or None while it goes on."""
-        if self.step_limit_reached():
-            return f"max_steps={self.max_steps} reached"
-        if self.max_epochs != -1 and self.state.epoch >= self.max_epochs:
-            return f"max_epochs={self.max_epochs} reached"
-        if self.should_stop and self.state.epoch >= self.min_epochs and self.state.global_step >= self.min_steps:
-            return "should_stop was set"
-        return None
-
-    def should_validate(self) -> bool:
-        """Whether to validate after this batch: at the end of the epoch, and wherever training stops."""
-        if not self.validates or (self.state.epoch + 1) % self.check_val_every_n_epoch:
-            return False
-        return self.is_last_batch or self.stop_reason() is not None
 
     def evaluation_loaders(self, stage: str) -> tuple[list[Any], list[int | float]]:
         """The prepared "validation", "test" or "predict" loaders, and the batches to run of each."""

@@ -1,4 +1,4 @@
-"""EarlyStopping: end a run that no longer improves."""
+"""EarlyStopping: end a run that no longer improves. Also how callbacks read the value that they watch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from engine import distributed
-from engine.callback import Callback, check_mode, monitored_value
+from engine.callback import Callback
 from engine.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -105,3 +105,28 @@ class EarlyStopping(Callback):
 
     def _better(self, value: float, than: float) -> bool:
         return value < than if self.mode == "min" else value > than
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a mode that is neither min nor max."""
+    if mode not in ("min", "max"):
+        raise MisconfigurationException(f"mode={mode!r}; give 'min' where less is better, 'max' where more is")
+
+
+def monitored_value(trainer: Trainer, name: str, who: str) -> float | None:
+    """The value logged under `name` in this epoch.
+
+    Returns:
+        None where it has not been computed in this epoch, because validation was not due.
+
+    Raises:
+        MisconfigurationException: Nothing of that name was ever logged, though validation has run.
+    """
+    metrics = trainer.callback_metrics
+    if name in trainer.metrics.fresh:
+        return float(metrics[name])
+    if name in metrics or (trainer.validates and not trainer.metrics.validated):
+        return None
+    raise MisconfigurationException(
+        f"{who} watches {name!r}, which was never logged; logged are: {', '.join(sorted(metrics)) or 'none'}"
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from engine import checkpoint, distributed
-from engine.callback import Callback, check_mode, monitored_value
+from engine.callback import Callback
+from engine.callbacks.early_stopping import check_mode, monitored_value
 from engine.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
