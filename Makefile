@@ -1,6 +1,6 @@
 # Every target sets up what it needs: Python 3.11 or newer and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint picture clean
 
 TEMPLATE := {{cookiecutter.project_slug}}
 STAMP := .venv/.installed
@@ -13,16 +13,18 @@ export MYPY_CACHE_DIR := $(CURDIR)/.cache/mypy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
-	@echo "make demo   generate a project and train it on real digits"
-	@echo "make test   run all tests of the template"
-	@echo "make lint   check style and types"
-	@echo "make clean  remove everything that the other targets made"
+	@echo "make demo     generate a project and train it on real digits"
+	@echo "make test     run all tests of the template"
+	@echo "make lint     check style and types"
+	@echo "make picture  take the picture of make demo that the README shows"
+	@echo "make clean    remove everything that the other targets made"
 	@echo "Further arguments: make demo ARGS='--max_epochs 3', make test ARGS='-x -k generation'"
 
 demo: $(STAMP)
 	rm -rf build/demo
 	$(GENERATE) build/demo
-	"$(MAKE)" -C build/demo/my-project train VENV="$(CURDIR)/.venv"
+	@"$(MAKE)" --no-print-directory -C build/demo/my-project train VENV="$(CURDIR)/.venv"
+	@echo "Its folder       build/demo/my-project"
 
 test: $(STAMP)
 	.venv/bin/python -m pytest $(ARGS)
@@ -32,6 +34,9 @@ lint: $(STAMP)
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	cd '$(TEMPLATE)' && ../.venv/bin/python -m mypy
+
+picture: $(STAMP)
+	.venv/bin/python tools/screenshot.py --columns 88 --title "make demo" docs/images/demo.svg -- "$(MAKE)" -s demo
 
 clean:
 	rm -rf .venv build .cache *.egg-info

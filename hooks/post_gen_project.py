@@ -27,6 +27,7 @@ def main() -> None:
         "  make test     # checks every net and dataset",
         "",
         "README.md tells how to add your own net and data.",
+        "",
         sep="\n",
     )
 
