@@ -207,3 +207,25 @@ def test_manual_optimization_is_refused() -> None:
     model.automatic_optimization = False
     with pytest.raises(engine.MisconfigurationException, match="automatic_optimization=False"):
         trainer().fit(model, DataLoader(dataset()))
+
+
+def test_callbacks_that_would_overwrite_each_others_state_are_refused() -> None:
+    class Counting(engine.Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": 1}
+
+    with pytest.raises(engine.MisconfigurationException, match="override state_key"):
+        trainer(callbacks=[Counting(), Counting()])
+
+
+def test_a_dict_of_loaders_is_refused() -> None:
+    with pytest.raises(engine.MisconfigurationException, match="the val loaders were given as a dict; give a list"):
+        trainer().validate(Net(), {"a": loader(), "b": loader()})
+
+
+def test_modes_come_back_after_an_error_in_validation() -> None:
+    model = failing(Net, "on_validation_batch_start")
+    model.net.eval()
+    with pytest.raises(Boom):
+        trainer().validate(model, loader())
+    assert model.training and not model.net.training

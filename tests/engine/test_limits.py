@@ -48,9 +48,22 @@ def test_a_share_of_an_unknown_length_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("max_epochs", -2), ("max_epochs", 1.5), ("max_steps", -2), ("min_epochs", -1), ("min_steps", -1)),
+        *(
+            ("max_epochs", -2),
+            ("max_epochs", 1.5),
+            ("max_epochs", True),
+            ("max_steps", -2),
+            ("min_epochs", -1),
+            ("min_steps", -1),
+        ),
         *(("fast_dev_run", -1), ("check_val_every_n_epoch", 0), ("num_sanity_val_steps", -2)),
-        *(("log_every_n_steps", 0), ("accumulate_grad_batches", 0), ("gradient_clip_val", -1.0)),
+        *(
+            ("log_every_n_steps", 0),
+            ("accumulate_grad_batches", 0),
+            ("gradient_clip_val", -1.0),
+            ("gradient_clip_val", "a"),
+            ("fast_dev_run", "a"),
+        ),
         *(("gradient_clip_val", float("nan")), ("gradient_clip_algorithm", "size"), ("precision", "64")),
         *(("accelerator", "tpu"), ("strategy", "horovod"), ("devices", 0), ("devices", "two")),
     ],

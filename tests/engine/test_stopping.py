@@ -214,3 +214,14 @@ def test_estimated_stepping_batches_is_known_when_optimizers_are_made(options: d
 def test_estimated_stepping_batches_of_a_loader_without_length_is_infinite() -> None:
     run = fit(Net(), stream(), max_epochs=1)
     assert run.estimated_stepping_batches == float("inf")
+
+
+def test_stopping_waits_for_the_end_of_an_accumulation_window() -> None:
+    model = Net()
+    run = fit(model, loader(16), max_epochs=2, accumulate_grad_batches=4, callbacks=[StopAt(2)])
+    assert (model.count("train"), run.global_step) == (4, 1)
+
+
+def test_an_epoch_without_batches_ends_the_run_instead_of_repeating_for_ever() -> None:
+    with pytest.raises(engine.MisconfigurationException, match="gave no batch in epoch 0"):
+        fit(Net(), stream(0), max_epochs=-1, max_steps=5)

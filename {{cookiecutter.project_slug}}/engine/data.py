@@ -7,7 +7,7 @@ workers' seeds from a generator of their own, so that reading data never moves t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -116,6 +116,8 @@ class Loaders:
         for source in self._sources:
             if loaders is None:
                 loaders = getattr(source, f"{kind}_dataloader")()
+        if isinstance(loaders, Mapping):
+            raise MisconfigurationException(f"the {kind} loaders were given as a {type(loaders).__name__}; give a list")
         if loaders is None:
             return []
         return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
@@ -215,10 +217,11 @@ def count_batches(loader: Any, limit: int | float, name: str) -> int | float:
 def batches(loader: Iterable[Any], count: int | float) -> Iterator[tuple[int, Any, bool]]:
     """Yield (number, batch, whether it is the last) for the first `count` batches.
 
-    A loader without length is read one batch ahead, since only the end of it says which batch was the last.
+    A loader without exact length is read one batch ahead, since only its end says which batch was the last.
     """
     iterator = enumerate(loader if count == UNKNOWN else islice(loader, int(count)))
-    if _length(loader) != UNKNOWN:
+    # The length of an iterable dataset is an estimate.
+    if _length(loader) != UNKNOWN and not isinstance(getattr(loader, "dataset", None), IterableDataset):
         for index, batch in iterator:
             yield index, batch, index + 1 == count
         return

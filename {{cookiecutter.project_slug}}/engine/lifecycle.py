@@ -147,19 +147,23 @@ def check_arguments(t: Trainer) -> None:
     """
     for name, least in LEAST.items():
         value = getattr(t, name)
-        if not isinstance(value, int) or value < least:
+        if not _is_whole(value) or value < least:
             raise MisconfigurationException(f"{name}={value!r} makes no sense; give a whole number from {least}")
     for name, limit in t.limits.items():
-        whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0
-        share = isinstance(limit, float) and 0.0 <= limit <= 1.0
-        if not whole and not share:
+        share = isinstance(limit, float) and limit <= 1.0
+        if not (_is_whole(limit) or share) or limit < 0:
             raise MisconfigurationException(
                 f"limit_{name}_batches={limit!r} makes no sense; give a number of batches, or a share from 0.0 to 1.0"
             )
-    if t.gradient_clip_val is not None and not t.gradient_clip_val >= 0:
-        raise MisconfigurationException(f"gradient_clip_val={t.gradient_clip_val!r}; give a number from 0, or none")
+    clip = t.gradient_clip_val
+    if clip is not None and not (isinstance(clip, int | float) and clip >= 0):
+        raise MisconfigurationException(f"gradient_clip_val={clip!r}; give a number from 0, or none")
     if t.gradient_clip_algorithm not in ("norm", "value"):
         raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def as_loggers(logger: Logger | Sequence[Logger] | bool, root: str) -> list[Logger]:

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,15 +72,21 @@ def train_epoch(t: Trainer) -> None:
     metrics.fresh.clear()
     t.call(Callback.on_train_epoch_start)
     module.on_train_epoch_start()
+    skip_rest = None
     for batch_idx, batch, t.is_last_batch in batches(loader, count):
         skip_rest = train_batch(t, batch, batch_idx)
         metrics.scope = None
-        if not skip_rest and should_validate(t):
+        # Not within a window of accumulated gradients, which would be lost.
+        stopping = ends_window(t, batch_idx) and stop_reason(t) is not None
+        due = t.is_last_batch or stopping
+        if due and not skip_rest and t.validates and (state.epoch + 1) % t.check_val_every_n_epoch == 0:
             module.on_validation_model_zero_grad()
             evaluate(t, "validation")
             metrics.stage = "train"
-        if skip_rest or stop_reason(t) is not None:
+        if skip_rest or stopping:
             break
+    if skip_rest is None:
+        raise MisconfigurationException(f"the train loader gave no batch in epoch {state.epoch}; check its data")
     metrics.scope = Scope.EPOCH
     t.call(Callback.on_train_epoch_end)
     module.on_train_epoch_end()
@@ -110,11 +116,9 @@ def stop_reason(t: Trainer) -> str | None:
     return None
 
 
-def should_validate(t: Trainer) -> bool:
-    """Whether to validate after this batch: at the end of the epoch, and wherever training stops."""
-    if not t.validates or (t.state.epoch + 1) % t.check_val_every_n_epoch:
-        return False
-    return t.is_last_batch or stop_reason(t) is not None
+def ends_window(t: Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer steps after this batch: it is the last of its accumulation window, or of the epoch."""
+    return t.is_last_batch or (batch_idx + 1) % t.accumulate_grad_batches == 0
 
 
 def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
@@ -129,7 +133,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
     t.call(Callback.on_train_batch_start, batch, batch_idx)
     if module.on_train_batch_start(batch, batch_idx) == -1:
         return True
-    stepping = t.is_last_batch or (batch_idx + 1) % t.accumulate_grad_batches == 0
+    stepping = ends_window(t, batch_idx)
     outputs = forward_backward(t, batch, batch_idx, NO_CONTEXT if stepping else t.strategy.no_sync())
     state.batches_done = batch_idx + 1
     if stepping:
@@ -218,12 +222,10 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
     loaders, counts = t.evaluation_loaders(stage)
     if not any(counts):
         return []
-    module, metrics = t.module, t.metrics
+    metrics = t.metrics
     metrics.stage, metrics.scope = stage, None
     logging = None if stage == "predict" else Scope.EPOCH
-    modes = [(part, part.training) for part in module.modules()]
-    with t.no_grad_context():
-        getattr(module, f"on_{stage}_model_eval")()
+    with evaluation_mode(t, stage):
         metrics.scope = logging
         call_both(t, f"on_{stage}_start")
         call_both(t, f"on_{stage}_epoch_start")
@@ -238,12 +240,21 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         metrics.scope = None
         t.log_metrics(_by_name(results), t.log_step)
         call_both(t, f"on_{stage}_end")
-    for part, training in modes:
-        part.training = training
-    per_loader = [
-        [(meter, value) for meter, value in results if meter.loader in (None, index)] for index in range(len(loaders))
-    ]
-    return [_by_name(of_loader, every=True) for of_loader in per_loader]
+    # What was logged at the epoch's end belongs to every loader.
+    return [_by_name([r for r in results if r[0].loader in (None, n)], every=True) for n in range(len(loaders))]
+
+
+@contextmanager
+def evaluation_mode(t: Trainer, stage: str) -> Iterator[None]:
+    """Evaluate without gradients and in evaluation mode; every submodule gets its own mode back, come what may."""
+    modes = [(part, part.training) for part in t.module.modules()]
+    try:
+        with t.no_grad_context():
+            getattr(t.module, f"on_{stage}_model_eval")()
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float, keep: bool) -> list[Any]:

@@ -89,9 +89,9 @@ class Trainer:
         logger: Logger | Sequence[Logger] | bool = True,
         callbacks: Callback | Sequence[Callback] | None = None,
         max_epochs: int | None = None,
-        min_epochs: int = 0,
+        min_epochs: int | None = None,
         max_steps: int = -1,
-        min_steps: int = 0,
+        min_steps: int | None = None,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,
         limit_test_batches: int | float = 1.0,
@@ -112,10 +112,10 @@ class Trainer:
         use_distributed_sampler: bool = True,
         default_root_dir: str | os.PathLike[str] = ".",
     ) -> None:
-        self.fast_dev_run = int(fast_dev_run)
+        self.fast_dev_run = int(fast_dev_run) if isinstance(fast_dev_run, bool) else fast_dev_run
         unlimited = 1000 if max_steps == -1 else -1
         self.max_epochs = unlimited if max_epochs is None else max_epochs
-        self.min_epochs, self.max_steps, self.min_steps = min_epochs, max_steps, min_steps
+        self.min_epochs, self.max_steps, self.min_steps = min_epochs or 0, max_steps, min_steps or 0
         self.limits = {
             "train": limit_train_batches,
             "val": limit_val_batches,
@@ -387,6 +387,9 @@ class Trainer:
         """Keep the callbacks, and look up once which of them override which hook."""
         for callback in callbacks:
             check_hook_names(callback, Callback)
+        keys = [callback.state_key for callback in callbacks if is_overridden(callback, "state_dict", Callback)]
+        if len(set(keys)) < len(keys):
+            raise MisconfigurationException(f"callbacks would overwrite each other's state: {keys}; override state_key")
         self.callbacks = callbacks
         self._overrides: Table = override_table(callbacks)
         # Callbacks that monitor see the end of an epoch later than the others.
