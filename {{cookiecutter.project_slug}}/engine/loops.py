@@ -274,8 +274,7 @@ def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float, kee
             outputs = step(batch, *which)
         call_both(t, end, outputs, batch, *which)
         metrics.scope = None
-        if metrics.has_step_values():
-            t.log_evaluation_step()
+        t.log_evaluation_step()
         if keep:
             kept.append(move_to_device(outputs, CPU))
     return kept

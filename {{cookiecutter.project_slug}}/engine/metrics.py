@@ -172,21 +172,12 @@ class MetricStore:
                 "or a torchmetrics Metric"
             )
 
-    def has_step_values(self) -> bool:
-        """Whether a value of the current evaluation batch waits for `flush_step`."""
-        return any(
-            key[0] == self.stage and key[3] in (None, self.loader) and meter.last is not None
-            for key, meter in self.meters.items()
-        )
-
     def flush_step(self) -> dict[str, float]:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
-        meters = [m for key, m in self.meters.items() if key[0] == self.stage and m.last is not None]
-        if self.stage != "train":
-            meters = [m for m in meters if m.loader in (None, self.loader)]
+        of_stage = [m for key, m in self.meters.items() if key[0] == self.stage and m.loader in (None, self.loader)]
+        meters = [m for m in of_stage if m.last is not None]
         numbers = _to_floats([m.last for m in meters if m.last is not None])
-        synced = [m.options.sync_dist for m in meters]
-        if any(synced) and distributed.active():
+        if distributed.active() and any(m.options.sync_dist for m in meters):
             numbers = _reduce_steps(meters, numbers)
         for meter, number in zip(meters, numbers, strict=True):
             if meter.options.prog_bar:

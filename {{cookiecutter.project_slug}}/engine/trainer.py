@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -116,12 +117,8 @@ class Trainer:
         unlimited = 1000 if max_steps == -1 else -1
         self.max_epochs = unlimited if max_epochs is None else max_epochs
         self.min_epochs, self.max_steps, self.min_steps = min_epochs or 0, max_steps, min_steps or 0
-        self.limits = {
-            "train": limit_train_batches,
-            "val": limit_val_batches,
-            "test": limit_test_batches,
-            "predict": limit_predict_batches,
-        }
+        limits = (limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches)
+        self.limits = dict(zip(("train", "val", "test", "predict"), limits, strict=True))
         self.check_val_every_n_epoch = check_val_every_n_epoch
         self.num_sanity_val_steps = num_sanity_val_steps
         self.log_every_n_steps = log_every_n_steps
@@ -150,7 +147,7 @@ class Trainer:
         self.should_stop = self.sanity_checking = self.is_last_batch = False
         self.optimizers, self.lr_scheduler_configs = [], []
         self.transfer_hooks: dict[str, Callable[..., Any]] = {}
-        self._evaluation_steps: dict[tuple[str, int | None], int] = {}
+        self._evaluation_steps: Counter[tuple[str, int | None]] = Counter()
         enabled = (enable_checkpointing, enable_progress_bar, enable_model_summary)
         self.dispatch(lifecycle.with_default_callbacks(callbacks, *enabled))
 
@@ -185,10 +182,11 @@ class Trainer:
             model.zero_grad()
             if self.num_sanity_val_steps and self.validates:
                 loops.sanity_check(self)
-            something_to_do = self.num_training_batches and loops.stop_reason(self) is None
+            self.loaders.train()
             if loaded is not None:
+                # Last of all, since hooks and loaders may draw random numbers.
                 restore_rng(loaded["rng"][distributed.rank() % len(loaded["rng"])])
-            if something_to_do:
+            if self.num_training_batches and loops.stop_reason(self) is None:
                 loops.fit_epochs(self)
             self.call(Callback.on_fit_end)
             model.on_fit_end()
@@ -213,7 +211,7 @@ class Trainer:
         Returns:
             For each loader, the logged values of the epoch by name.
         """
-        return self._evaluate("validate", "val", model, dataloaders, ckpt_path, verbose, datamodule)
+        return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule)
 
     def test(
         self,
@@ -224,7 +222,7 @@ class Trainer:
         datamodule: DataModule | None = None,
     ) -> list[dict[str, float]]:
         """Evaluate on the test loaders; arguments and result as in `validate`."""
-        return self._evaluate("test", "test", model, dataloaders, ckpt_path, verbose, datamodule)
+        return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule)
 
     def predict(
         self,
@@ -360,23 +358,23 @@ class Trainer:
 
     def log_evaluation_step(self) -> None:
         """Hand the step values of an evaluation batch to the loggers; every loader has a counter of its own."""
-        key = (self.metrics.stage, self.metrics.loader)
-        step = self._evaluation_steps.get(key, 0)
-        self.log_metrics(self.metrics.flush_step(), step)
-        if not self.sanity_checking:
-            self._evaluation_steps[key] = step + 1
+        values = self.metrics.flush_step()
+        if values and not self.sanity_checking:
+            key = (self.metrics.stage, self.metrics.loader)
+            self.log_metrics(values, self._evaluation_steps[key])
+            self._evaluation_steps[key] += 1
 
     def _evaluate(
         self,
         stage: Literal["validate", "test"],
-        kind: Literal["val", "test"],
         model: Module | None,
         dataloaders: Any,
         ckpt_path: str | os.PathLike[str] | None,
         verbose: bool,
         datamodule: DataModule | None,
     ) -> list[dict[str, float]]:
-        with lifecycle.run(self, stage, self._or_last(model), datamodule, {kind: dataloaders}):
+        given = {"val" if stage == "validate" else "test": dataloaders}
+        with lifecycle.run(self, stage, self._or_last(model), datamodule, given):
             checkpoint.restore_weights(self, ckpt_path)
             results = loops.evaluate(self, "validation" if stage == "validate" else "test")
         if verbose and distributed.is_rank_zero():
