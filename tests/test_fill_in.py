@@ -102,6 +102,10 @@ BROKEN = {
     "missing package": ("import no_such_package\n" + NET, "cannot be imported: ModuleNotFoundError: .*no_such_package"),
     "syntax error": (NET + "def (:\n", r"cannot be imported: SyntaxError: .*\(my_net.py, line 19\)"),
     "error while importing": ("1 / 0\n" + NET, r"ZeroDivisionError: division by zero \(my_net.py:1\)"),
+    "no module of torch": (NET.replace("(nn.Module)", ""), "class MyNet is no torch Module"),
+    "leaves Python": ("raise SystemExit(3)\n" + NET, "cannot be imported: SystemExit: 3"),
+    "constructor fails": (NET.replace("super()", "1 / 0; super()"), r"net my_net: ZeroDivisionError: .* \(my_net.py:\d+\)"),
+    "an argument that no flag can give": (NET.replace("width: int = 64", "width"), "MyNet needs width, which no flag"),
     "constructor refuses": (NET.replace("super()", "raise ValueError('too wide'); super()"), "net my_net: too wide"),
 }
 
@@ -135,3 +139,21 @@ def test_budgets_of_the_files_users_read(project: Path) -> None:
     limits = {"main.py": 120, "data/data_interface.py": 200, "model/model_interface.py": 200}
     for name, limit in limits.items():
         assert len((project / name).read_text().splitlines()) <= limit
+
+
+def test_a_dataset_that_does_not_tell_its_classes_asks_for_them(project: Path, run_in_project: Callable) -> None:
+    (project / "data" / "my_data.py").write_text(
+        DATA.replace("num_classes = 2", "").replace("sample_shape =", "shape =")
+    )
+    outcome = run_in_project("--dataset", "my_data")
+    assert outcome.code == 2 and "give its class an attribute of that name, or --model.num_classes" in outcome.err
+    flags = ("--model.num_classes", "2", "--model.sample_shape", "[3, 4, 4]", "--fast_dev_run", "true")
+    assert run_in_project("--dataset", "my_data", *flags).code == 0
+
+
+def test_annotations_that_only_type_checkers_import_do_no_harm(project: Path, run_in_project: Callable) -> None:
+    header = "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n"
+    header += "if TYPE_CHECKING:\n    from collections.abc import Sequence\n"
+    text = header + NET.replace("width: int = 64", "width: int = 64, more: Sequence[int] = ()")
+    (project / "model" / "my_net.py").write_text(text)
+    assert run_in_project("--model_name", "my_net", "--model.width", "8", "--fast_dev_run", "true").code == 0

@@ -182,6 +182,15 @@ WRONG = {
     "config that is no mapping": (["--config", "list.yaml"], "config list.yaml holds no arguments"),
     "config that is no YAML": (["--config", "broken.yaml"], "config broken.yaml cannot be read"),
     "unknown key in a config": (["--config", "key.yaml"], "learning_rate: there is no such argument"),
+    "a section that is no mapping": (
+        ["--config", "section.yaml"],
+        "section.yaml: model is 3; give its arguments by name",
+    ),
+    "missing checkpoint in a config": (["--config", "ckpt.yaml"], "checkpoint none.ckpt does not exist"),
+    "a run name that leads elsewhere": (["--run_name", "../x"], "--run_name '../x': give the name of a folder"),
+    "no experiment name": (["--experiment", ""], "--experiment '': give the name of a folder"),
+    "patience without validation": (["--patience", "2", "--limit_val_batches", "0"], "--patience needs validation"),
+    "a net that torch refuses": (["--model.width", "-3"], "net standard_net: RuntimeError: .*standard_net.py"),
     "code in a config": (["--config", "code.yaml"], "config code.yaml cannot be read"),
     "missing checkpoint": (["test", "--ckpt_path", "none.ckpt"], "checkpoint none.ckpt does not exist"),
     "no run yet": (["test", "--ckpt_path", "best"], "--ckpt_path best: no run has one"),
@@ -198,6 +207,8 @@ WRONG = {
 def test_bad_input_gives_one_clear_line_and_code_2(name: str, run: Callable, tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- lr\n")
     (tmp_path / "broken.yaml").write_text("lr: {\n")
+    (tmp_path / "section.yaml").write_text("model: 3\n")
+    (tmp_path / "ckpt.yaml").write_text("ckpt_path: none.ckpt\n")
     (tmp_path / "key.yaml").write_text("learning_rate: 3\n")
     (tmp_path / "code.yaml").write_text("lr: !!python/object/apply:os.system ['touch hacked']\n")
     words, message = WRONG[name]
@@ -205,6 +216,7 @@ def test_bad_input_gives_one_clear_line_and_code_2(name: str, run: Callable, tmp
     assert outcome.code == 2
     assert re.fullmatch(rf"error: .*{message}.*\n", outcome.err), outcome.err
     assert not (tmp_path / "hacked").exists()
+    assert name == "a monitor never logged" or not list(tmp_path.glob("logs/*/*")), "a refused run leaves no folder"
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused_with_one_line(run: Callable, tmp_path: Path) -> None:
@@ -246,3 +258,33 @@ def test_a_run_name_is_taken_once(run: Callable) -> None:
     run(*QUICK, "--run_name", "mine")
     outcome = run(*QUICK, "--run_name", "mine")
     assert outcome.code == 2 and "has a run of that name" in outcome.err
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run: Callable) -> None:
+    run(*QUICK)
+    config = Path("logs/standard_net/version_0/config.yaml").read_text()
+    assert run("--ckpt_path", "last", "--model.width", "16", "--max_epochs", "3").code == 2
+    assert Path("logs/standard_net/version_0/config.yaml").read_text() == config
+    assert run("test", "--ckpt_path", "best").code == 0
+
+
+def test_a_config_can_name_the_checkpoint_and_where_it_lies(run: Callable, tmp_path: Path) -> None:
+    trained = run(*QUICK, "--log_dir", "elsewhere")
+    (tmp_path / "test.yaml").write_text("ckpt_path: best\nlog_dir: elsewhere\n")
+    assert run("test", "--config", "test.yaml").metrics["test_loss"] == trained.metrics["test_loss"]
+
+
+@pytest.mark.parametrize("flag", ["--max_epochs", "--max_steps", "--limit_train_batches"])
+def test_training_for_nothing_is_possible(flag: str, run: Callable) -> None:
+    assert run(flag, "0").code == 0
+
+
+def test_without_validation_the_newest_checkpoint_is_the_best(run: Callable) -> None:
+    outcome = run(*QUICK, "--limit_val_batches", "0")
+    assert outcome.code == 0 and outcome.metrics["test_loss"] > 0
+    assert "val_loss" not in outcome.out
+
+
+def test_a_wrong_monitor_does_not_lose_the_epoch(run: Callable) -> None:
+    assert run(*QUICK, "--monitor", "val_accuracy").code == 2
+    assert run("--ckpt_path", "last", "--monitor", "val_loss").code == 0

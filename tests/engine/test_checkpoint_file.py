@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 import os
 import pickle
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import engine
+import numpy as np
 import pytest
 import torch
 from engine import checkpoint
@@ -80,7 +83,7 @@ def test_hooks_may_add_plain_values_and_nothing_else(tmp_path: Path) -> None:
     run.test(model, loader(), ckpt_path="a.ckpt", verbose=False)
     assert same_bits(model.loaded, Adds.extra)
     model.extra = {"path": [Path("x")]}
-    assert "checkpoint['extra'] holds something other than primitives" in refusal(lambda: run.save_checkpoint("b.ckpt"))
+    assert "extra['path'][0] is a PosixPath; save primitives" in refusal(lambda: run.save_checkpoint("b.ckpt"))
     assert not Path("b.ckpt").exists()
 
 
@@ -261,3 +264,35 @@ def test_best_and_last_without_any_are_refused() -> None:
         run = trainer(enable_checkpointing=True)
         message = refusal(lambda name=name, run=run: run.validate(Net(), loader(), ckpt_path=name))
         assert f"ckpt_path='{name}'" in message and "give the path of a file" in message
+
+
+def test_subclasses_of_plain_types_are_saved_as_their_base(tmp_path: Path) -> None:
+    class Shaped(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: np.cos(epoch))]
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["shape"] = torch.ones(2, 3).shape
+
+    fit(Shaped()).save_checkpoint("a.ckpt")
+    loaded = torch.load("a.ckpt", weights_only=True)
+    assert type(loaded["shape"]) is tuple and loaded["shape"] == (2, 3)
+    assert type(loaded["optimizer_states"][0]["param_groups"][0]["lr"]) is float
+
+
+@pytest.mark.parametrize("missing", ["state_dict", "hyper_parameters", "optimizer_states", "rng", "state"])
+def test_a_file_that_lacks_a_part_is_refused(missing: str, saved: Path) -> None:
+    parts = torch.load(saved, weights_only=True)
+    del parts[missing]
+    torch.save(parts, "part.ckpt")
+    resume = functools.partial(trainer(max_epochs=3).fit, Net(), loader(), ckpt_path="part.ckpt")
+    assert "part.ckpt" in refusal(resume)
+
+
+def test_a_copied_module_leaves_the_trainer_behind() -> None:
+    fit(model := Net())
+    copied = copy.deepcopy(model)
+    assert torch.equal(weights(copied), weights(model))
+    with pytest.raises(engine.MisconfigurationException, match="not attached"):
+        _ = copied.trainer

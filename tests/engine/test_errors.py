@@ -6,6 +6,7 @@ from typing import Any
 
 import engine
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from toy import Memory, Net, dataset, loader, trainer
 
@@ -229,3 +230,30 @@ def test_modes_come_back_after_an_error_in_validation() -> None:
     with pytest.raises(Boom):
         trainer().validate(model, loader())
     assert model.training and not model.net.training
+
+
+def test_lbfgs_is_refused() -> None:
+    class Closures(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters())
+
+    with pytest.raises(engine.MisconfigurationException, match="LBFGS"):
+        trainer().fit(Closures(), loader())
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_evaluation_without_loaders_is_refused(stage: str) -> None:
+    with pytest.raises(engine.MisconfigurationException, match=f"nothing to {stage} on"):
+        getattr(trainer(), stage)(Net())
+
+
+def test_a_train_loader_without_batches_is_refused_unless_asked_for() -> None:
+    empty = loader(2, batch_size=8, drop_last=True)
+    with pytest.raises(engine.MisconfigurationException, match="no batch; is batch_size too large for drop_last"):
+        trainer().fit(Net(), empty)
+    trainer(limit_train_batches=0).fit(Net(), loader())
+
+
+def test_a_model_that_is_no_module_of_the_engine_is_refused() -> None:
+    with pytest.raises(engine.MisconfigurationException, match="the model is a Linear"):
+        trainer().fit(torch.nn.Linear(1, 1), loader())  # type: ignore[arg-type]

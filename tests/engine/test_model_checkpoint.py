@@ -135,13 +135,17 @@ def test_epochs_without_validation_save_only_last() -> None:
         ("net-{score:.2f}", False, "net-0.25.ckpt"),
         ("e{epoch:02d}s{step}", False, "e00s2.ckpt"),
         ("{val/loss:.1f}", False, "0.2.ckpt"),
-        ("{unknown}", False, "0.0.ckpt"),
         ("plain", True, "plain.ckpt"),
     ],
 )
 def test_names_are_filled_with_values(filename: str, auto: bool, expected: str) -> None:
     train([0.25], ModelCheckpoint("c", filename, auto_insert_metric_name=auto))
     assert os.listdir("c") == [expected]
+
+
+def test_a_name_with_a_value_that_was_not_logged_is_refused() -> None:
+    with pytest.raises(engine.MisconfigurationException, match="no val_los was logged, only epoch, .*score"):
+        train([0.25], ModelCheckpoint("c", "{val_los:.2f}"))
 
 
 @pytest.mark.parametrize("scores", [[3, 1, 2], [1, 2, 3], [0.11, 0.12, 0.13]])

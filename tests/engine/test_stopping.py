@@ -160,7 +160,8 @@ def test_no_validation_without_a_step_or_a_loader() -> None:
     class NoStep(Net):
         validation_step = engine.Module.validation_step
 
-    fit(NoStep(), None, loader(), num_sanity_val_steps=2)
+    with pytest.raises(engine.MisconfigurationException, match="no validation_step"):
+        fit(NoStep(), None, loader())
     model = Net()
     fit(model, None, None, num_sanity_val_steps=2)
     assert model.count("val") == 0

@@ -18,8 +18,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up; a module imports at run time from lower layers only, so there are no cycles.
 LAYERS = [
     {"exceptions", "distributed", "hooks"},
-    {"seed", "callback", "metrics", "optim", "precision", "strategy", "loggers"},
-    {"data", "checkpoint"},
+    {"seed", "callback", "metrics", "precision", "strategy", "loggers"},
+    {"data", "checkpoint", "optim"},
     {"module"},
     {"callbacks.early_stopping", "callbacks.learning_rate_monitor", "callbacks.terminal"},
     {"callbacks.model_checkpoint"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 import engine
@@ -87,6 +88,6 @@ class DInterface(engine.DataModule):
             batch_size=self.hparams["batch_size"],
             shuffle=shuffle,
             num_workers=self.hparams["num_workers"],
-            pin_memory=self.trainer is not None and self.trainer.device.type == "cuda",
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=self.hparams["num_workers"] > 0,
         )

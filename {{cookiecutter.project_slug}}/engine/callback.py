@@ -54,7 +54,7 @@ class Callback:
         """A checkpoint is about to be written; add to it what you like (primitives and tensors)."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint was read, nothing is restored yet."""
+        """A checkpoint was read, the weights are restored; the state of this callback comes next."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Model and optimizers are ready."""
@@ -118,13 +118,7 @@ class Callback:
         """A validation batch lies on the device."""
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """A validation batch is done; `outputs` is what `validation_step` returned."""
 
@@ -146,13 +140,7 @@ class Callback:
         """A test batch lies on the device."""
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """A test batch is done; `outputs` is what `test_step` returned."""
 
@@ -174,13 +162,7 @@ class Callback:
         """A batch to predict lies on the device."""
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """A batch is predicted; `outputs` is what `predict_step` returned, still on the device."""
 
@@ -212,7 +194,7 @@ def check_hook_names(thing: object, base: type, unsupported: Mapping[str, str] =
     """
     known = set(dir(base))
     for cls in type(thing).__mro__:
-        if cls is base or cls.__module__.startswith("torch"):
+        if cls is base:
             break
         for name, value in vars(cls).items():
             if name in known or not callable(value) or not (name.startswith("on_") or name in unsupported):

@@ -48,16 +48,29 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
 
 FORMAT = 1
+RESUMABLE = {"optimizer_states": list, "lr_schedulers": list, "precision": dict, "callbacks": dict}
+RESUMABLE |= {"datamodule": dict, "state": dict, "rng": list}
 Checkpoint = dict[str, Any]
 
 
-def is_plain(value: Any) -> bool:
-    """Whether `value` holds primitives, tensors and containers of them only."""
-    if type(value) in (dict, OrderedDict, Counter):
-        return all(is_plain(k) and is_plain(v) for k, v in value.items())
-    if type(value) in (list, tuple, set):
-        return all(is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, complex, str, bytes) or isinstance(value, Tensor)
+def plain(value: Any, name: str) -> Any:
+    """`value` as primitives, tensors and containers of them; a subclass, such as NumPy's float64, as its base.
+
+    Raises:
+        MisconfigurationException: Something in it is of another type; the message says where, beginning with `name`.
+    """
+    if value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, complex, str, bytes):
+        return value
+    if isinstance(value, Mapping):
+        items = {plain(k, name): plain(v, f"{name}[{k!r}]") for k, v in value.items()}
+        return type(value)(items) if type(value) in (OrderedDict, Counter) else items  # type: ignore[call-arg]
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            return kind(plain(item, f"{name}[{number}]") for number, item in enumerate(value))
+    for scalar in (int, float, str):
+        if isinstance(value, scalar):
+            return scalar(value)
+    raise MisconfigurationException(f"{name} is a {type(value).__name__}; save primitives and tensors only")
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -69,12 +82,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         OSError: The disk is full, or the folder cannot be written; the old file stands.
         MisconfigurationException: The dictionary holds objects that could not be read back safely.
     """
-    for key, value in checkpoint.items():
-        if not is_plain(value):
-            raise MisconfigurationException(
-                f"checkpoint[{key!r}] holds something other than primitives and tensors; convert it in the hook or "
-                "state_dict() that adds it"
-            )
+    weights = {"state_dict": checkpoint["state_dict"]} if "state_dict" in checkpoint else {}
+    checkpoint = {key: plain(value, key) for key, value in checkpoint.items() if key not in weights} | weights
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -137,9 +146,11 @@ def load(path: Path) -> Checkpoint:
         # Damage shows in many ways: BadZipFile, EOFError (without a text), zlib.error, RuntimeError, ...
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MisconfigurationException(damaged.format(reason)) from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    parts: Checkpoint = dict(checkpoint) if isinstance(checkpoint, dict) else {}
+    foreign = any(not isinstance(parts.get(key), dict) for key in ("state_dict", "hyper_parameters"))
+    if parts.get("format") != FORMAT or foreign:
         raise MisconfigurationException(f"{path} is not a checkpoint of this engine (format {FORMAT})")
-    return checkpoint
+    return parts
 
 
 def _check_records(path: Path) -> None:
@@ -192,7 +203,7 @@ def capture(t: Trainer, weights_only: bool) -> Checkpoint:
         captured |= {
             "optimizer_states": [optimizer.state_dict() for optimizer in t.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in t.lr_scheduler_configs],
-            "precision": t.precision.state_dict(),
+            "precision": t.precision_plugin.state_dict(),
             "callbacks": {callback.state_key: callback.state_dict() for callback in t.callbacks},
             "datamodule": datamodule.state_dict() if datamodule is not None else {},
             "state": {
@@ -260,9 +271,8 @@ def restore_training(t: Trainer, loaded: Checkpoint) -> None:
                     f"the saved state of {key} does not fit {type(target).__name__} ({error}); resume with the same "
                     "configure_optimizers"
                 ) from error
-    t.precision.load_state_dict(loaded["precision"])
-    for name, value in loaded["state"].items():
-        setattr(t.state, name, value)
+    t.precision_plugin.load_state_dict(loaded["precision"])
+    t.state = type(t.state)(**loaded["state"])
     for logger in t.loggers:
         if hasattr(logger, "resume_at"):
             logger.resume_at(t.state.global_step)
@@ -281,8 +291,11 @@ def _resolve(t: Trainer, ckpt_path: str | os.PathLike[str]) -> Path:
 
 
 def _check_resumable(path: Path, loaded: Checkpoint) -> None:
-    if "state" not in loaded:
-        raise MisconfigurationException(f"checkpoint {path} holds weights only; it can be tested, not resumed")
+    missing = [key for key in RESUMABLE if not isinstance(loaded.get(key), RESUMABLE[key])]
+    if missing:
+        raise MisconfigurationException(
+            f"checkpoint {path} holds weights only; it can be tested, not resumed (no {', '.join(missing)})"
+        )
     done = loaded["state"]["batches_done"]
     if done:
         raise MisconfigurationException(

@@ -102,6 +102,8 @@ class Loaders:
             raise MisconfigurationException(
                 f"{len(loaders)} train loaders were given; give one, to fit or as the train_dataloader hook"
             )
+        if counts[0] == 0 and self._limits["train"]:
+            raise MisconfigurationException("the train loader has no batch; is batch_size too large for drop_last?")
         return loaders[0], counts[0]
 
     def close(self) -> None:
@@ -141,6 +143,8 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
     if not isinstance(loader, DataLoader):
         return loader
     if not _has_default_sampler(loader) or (distributed.world_size() > 1 and not share):
+        if distributed.world_size() > 1 and not hasattr(loader.sampler, "num_replicas"):
+            distributed.rank_zero_warn("a loader with a sampler of its own gives every process all its samples")
         if loader.generator is None:
             loader.generator = torch.Generator()
         return loader
@@ -183,7 +187,7 @@ def _has_default_sampler(loader: DataLoader[Any]) -> bool:
 def start_epoch(loader: Any, seed: int, epoch: int) -> None:
     """Tell a loader, its dataset and its samplers which epoch comes next."""
     if isinstance(loader, DataLoader) and isinstance(loader.generator, torch.Generator):
-        loader.generator.manual_seed(mix(seed, epoch, 1))
+        loader.generator.manual_seed(mix(seed, epoch, 1, distributed.rank()))
     if isinstance(loader, DataLoader) and isinstance(loader.sampler, EpochSampler):
         # A run that goes on takes its seed from the checkpoint, perhaps after the loader was made.
         loader.sampler.seed = seed

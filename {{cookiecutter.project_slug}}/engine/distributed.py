@@ -48,7 +48,9 @@ def init(device: torch.device) -> None:
         return
     on_gpu = device.type == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    # At exit the later one runs first: processes leave together, since gloo aborts where one is gone too early.
     atexit.register(destroy)
+    atexit.register(barrier)
 
 
 def destroy() -> None:

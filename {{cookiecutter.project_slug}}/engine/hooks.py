@@ -62,20 +62,17 @@ class ModelHooks(nn.Module):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
 
+    # These do what their names say; evaluation restores the mode of every submodule afterwards.
     def on_validation_model_zero_grad(self) -> None:
-        """Clear gradients before validation within fit; by default sets them to None to free memory."""
         self.zero_grad()
 
     def on_validation_model_eval(self) -> None:
-        """Switch to evaluation mode; modes are restored afterwards."""
         self.eval()
 
     def on_test_model_eval(self) -> None:
-        """Switch to evaluation mode; modes are restored afterwards."""
         self.eval()
 
     def on_predict_model_eval(self) -> None:
-        """Switch to evaluation mode; modes are restored afterwards."""
         self.eval()
 
 
@@ -118,7 +115,7 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
     """The same structure with every tensor on `device`; other objects that have `.to` are moved by it."""
     if isinstance(batch, Tensor):
         # Towards the CPU a copy that is not waited for would hold garbage.
-        return batch.to(device, non_blocking=device.type != "cpu")
+        return batch.to(device, non_blocking=device.type == "cuda")
     if isinstance(batch, Mapping):
         moved = {key: move_to_device(value, device) for key, value in batch.items()}
         return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]

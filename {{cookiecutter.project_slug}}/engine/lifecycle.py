@@ -17,7 +17,6 @@ from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
 from engine.loggers import Logger, TensorBoardLogger
 from engine.module import DataModule, Module
-from engine.precision import Precision
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -100,6 +99,8 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     t.should_stop = t.sanity_checking = False
     t.metrics.clear()
     model.trainer = t
+    if not isinstance(model, Module):
+        raise MisconfigurationException(f"the model is a {type(model).__name__}; give a subclass of engine.Module")
     check_hook_names(model, Module, UNSUPPORTED_HOOKS)
     if not model.automatic_optimization:
         raise MisconfigurationException("automatic_optimization=False is not supported; return the loss instead")
@@ -109,8 +110,10 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
         check_hook_names(datamodule, DataModule)
         sources.insert(0, datamodule)
     t.loaders = Loaders(sources, given, t.limits, share=t.use_distributed_sampler)
-    own = model.configure_callbacks()
-    t.dispatch(_merge_callbacks(t.callbacks, [own] if isinstance(own, Callback) else list(own)))
+    returned = model.configure_callbacks()
+    own = [returned] if isinstance(returned, Callback) else list(returned)
+    # A model's callbacks replace the trainer's of the same type.
+    t.dispatch([c for c in t.callbacks if type(c) not in {type(mine) for mine in own}] + own)
     t.step_takes_batch_idx = len(inspect.signature(model.training_step).parameters) > 1
     for name in TRANSFER_HOOKS:
         owner = next((source for source in sources if is_overridden(source, name, DataHooks)), model)
@@ -136,7 +139,6 @@ def _set_up(t: Trainer) -> None:
     distributed.barrier()
     t.module.configure_model()
     t.module.to(t.device)
-    t.precision = Precision(t.precision_name, t.device)
 
 
 def check_arguments(t: Trainer) -> None:
@@ -147,11 +149,10 @@ def check_arguments(t: Trainer) -> None:
     """
     for name, least in LEAST.items():
         value = getattr(t, name)
-        if not _is_whole(value) or value < least:
+        if type(value) is not int or value < least:
             raise MisconfigurationException(f"{name}={value!r} makes no sense; give a whole number from {least}")
     for name, limit in t.limits.items():
-        share = isinstance(limit, float) and limit <= 1.0
-        if not (_is_whole(limit) or share) or limit < 0:
+        if type(limit) not in (int, float) or not 0 <= limit <= (1.0 if type(limit) is float else limit):
             raise MisconfigurationException(
                 f"limit_{name}_batches={limit!r} makes no sense; give a number of batches, or a share from 0.0 to 1.0"
             )
@@ -160,10 +161,6 @@ def check_arguments(t: Trainer) -> None:
         raise MisconfigurationException(f"gradient_clip_val={clip!r}; give a number from 0, or none")
     if t.gradient_clip_algorithm not in ("norm", "value"):
         raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def as_loggers(logger: Logger | Sequence[Logger] | bool, root: str) -> list[Logger]:
@@ -190,15 +187,4 @@ def with_default_callbacks(
         (checkpointing, ModelCheckpoint),
     ]
     chosen += [kind() for wanted, kind in defaults if wanted and not any(isinstance(c, kind) for c in chosen)]
-    return _checkpoints_last(chosen)
-
-
-def _merge_callbacks(callbacks: list[Callback], own: list[Callback]) -> list[Callback]:
-    """Add a module's own callbacks; they replace the trainer's of the same type."""
-    kinds = tuple(type(callback) for callback in own)
-    return _checkpoints_last([c for c in callbacks if type(c) not in kinds] + own)
-
-
-def _checkpoints_last(callbacks: list[Callback]) -> list[Callback]:
-    # So that what a checkpoint saves of the other callbacks is up to date.
-    return sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))
+    return chosen

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from engine import distributed
 from engine.callback import Callback
 from engine.data import batches, start_epoch
 from engine.exceptions import MisconfigurationException
@@ -92,7 +93,7 @@ def train_epoch(t: Trainer) -> None:
     module.on_train_epoch_end()
     t.log_metrics(_by_name(metrics.flush_epoch()), t.log_step)
     metrics.scope = None
-    step_plateau_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics.callback_metrics)
+    step_plateau_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics)
     # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
     state.epoch_over = t.is_last_batch or not step_limit_reached(t)
     t.call_monitoring_callbacks()
@@ -146,7 +147,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
     if stepping:
         if state.global_step % t.log_every_n_steps == 0:
             t.log_metrics(metrics.flush_step(), t.log_step)
-        step_plateau_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics.callback_metrics)
+        step_plateau_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics)
     return False
 
 
@@ -158,7 +159,7 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
     Returns:
         What `on_train_batch_end` gets: the detached loss, divided by the accumulation, and the step's other values.
     """
-    module, precision = t.module, t.precision
+    module, precision = t.module, t.precision_plugin
     with no_sync:
         with precision.context():
             output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
@@ -168,6 +169,10 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
             t.call(Callback.on_before_zero_grad, optimizer)
             module.on_before_zero_grad(optimizer)
             module.optimizer_zero_grad(t.current_epoch, batch_idx, optimizer)
+        if loss is None and distributed.active():
+            raise MisconfigurationException(
+                "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
+            )
         if loss is None:
             return extra
         if t.accumulate_grad_batches > 1:
@@ -183,7 +188,7 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
 
 def optimizer_step(t: Trainer, window: int) -> None:
     """Unscale and clip the gradients of a window of `window` batches, and update the weights."""
-    module, precision, optimizer = t.module, t.precision, t.optimizers[0]
+    module, precision, optimizer = t.module, t.precision_plugin, t.optimizers[0]
     precision.unscale(optimizer)
     if window < t.accumulate_grad_batches:
         # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
@@ -220,6 +225,8 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         One dict of logged epoch values per loader.
     """
     loaders, counts = t.evaluation_loaders(stage)
+    if not loaders and t.stage != "fit":
+        raise MisconfigurationException(f"there is nothing to {t.stage} on; give dataloaders, or write their hook")
     if not any(counts):
         return []
     metrics = t.metrics
@@ -270,11 +277,14 @@ def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float, kee
         metrics.begin_batch(scope, batch)
         which = (batch_idx,) if metrics.loader is None else (batch_idx, metrics.loader)
         call_both(t, start, batch, *which)
-        with t.precision.context():
+        with t.precision_plugin.context():
             outputs = step(batch, *which)
         call_both(t, end, outputs, batch, *which)
         metrics.scope = None
-        t.log_evaluation_step()
+        if (values := metrics.flush_step()) and not t.sanity_checking:
+            # Every loader has a step counter of its own.
+            t.log_metrics(values, t.evaluation_steps[stage, metrics.loader])
+            t.evaluation_steps[stage, metrics.loader] += 1
         if keep:
             kept.append(move_to_device(outputs, CPU))
     return kept

@@ -177,13 +177,17 @@ class MetricStore:
         of_stage = [m for key, m in self.meters.items() if key[0] == self.stage and m.loader in (None, self.loader)]
         meters = [m for m in of_stage if m.last is not None]
         numbers = _to_floats([m.last for m in meters if m.last is not None])
-        if distributed.active() and any(m.options.sync_dist for m in meters):
+        # Only in training do all processes run the same batches.
+        if self.stage == "train" and distributed.active() and any(m.options.sync_dist for m in meters):
             numbers = _reduce_steps(meters, numbers)
         for meter, number in zip(meters, numbers, strict=True):
             if meter.options.prog_bar:
                 self.progress_bar[meter.label("_step")] = number
         to_logger = {m.label("_step"): n for m, n in zip(meters, numbers, strict=True) if m.options.logger}
         self.logged.update(to_logger)
+        if self.stage != "train":
+            for meter in meters:
+                meter.last = None
         return to_logger
 
     def flush_epoch(self) -> list[tuple[Meter, float]]:

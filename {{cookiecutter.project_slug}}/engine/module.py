@@ -6,7 +6,6 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -57,7 +56,9 @@ class HyperparametersMixin:
         """
         caller = inspect.currentframe()
         assert caller is not None and caller.f_back is not None
-        arguments = _init_arguments(caller.f_back)
+        names_in_order, _, kwargs, values = inspect.getargvalues(caller.f_back)
+        arguments = {name: values[name] for name in names_in_order if name not in ("self", "__class__")}
+        arguments |= values[kwargs] if kwargs else {}
         ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
         for name in names:
             if name not in arguments:
@@ -67,14 +68,10 @@ class HyperparametersMixin:
         for name in names or arguments:
             if name in ignored:
                 continue
-            value = arguments[name]
-            if checkpoints.is_plain(value):
-                self.hparams[name] = value
-            else:
-                rank_zero_warn(
-                    f"hyper-parameter {name!r} is a {type(value).__name__} and is not saved: checkpoints hold "
-                    f"primitives and tensors only. Silence this with save_hyperparameters(ignore=[{name!r}])"
-                )
+            try:
+                self.hparams[name] = checkpoints.plain(arguments[name], name)
+            except MisconfigurationException as error:
+                rank_zero_warn(f"hyper-parameter {error}. Silence this with save_hyperparameters(ignore=[{name!r}])")
 
 
 class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
@@ -88,6 +85,10 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._trainer: Trainer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, of weights for an average, say, does not take the trainer along.
+        return {**self.__dict__, "_trainer": None}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | Mapping[str, Any] | None:
         """Compute the loss of one batch.
@@ -221,7 +222,7 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
             on_step: Log the value of single steps; default: in training steps and batch hooks.
             on_epoch: Log the value of the whole epoch; default: everywhere else.
             reduce_fx: How an epoch's values become one: "mean" (weighted by batch size), "sum", "min" or "max".
-            sync_dist: Reduce over all processes; otherwise rank 0's value is logged.
+            sync_dist: Reduce over all processes (not the single steps of an evaluation); otherwise rank 0's counts.
             add_dataloader_idx: With several evaluation loaders, put the loader's number behind the name.
             batch_size: Weight in the mean; default: first dimension of the first tensor in the batch.
 
@@ -240,11 +241,14 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
             self.log(name, value, **options)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | os.PathLike[str], **overrides: Any) -> Self:
-        """Build the module from the hyper-parameters in a checkpoint and load its weights, on the CPU.
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | os.PathLike[str], map_location: torch.device | str = "cpu", **overrides: Any
+    ) -> Self:
+        """Build the module from the hyper-parameters in a checkpoint and load its weights.
 
         Args:
             checkpoint_path: A file that a trainer saved.
+            map_location: Device to put it on.
             **overrides: Arguments of `__init__` that replace the saved ones.
 
         Raises:
@@ -259,7 +263,7 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         module.configure_model()
         module.on_load_checkpoint(loaded)
         checkpoints.load_weights(module, loaded["state_dict"], checkpoint_path)
-        return module
+        return module.to(map_location)
 
 
 class DataModule(HyperparametersMixin, DataHooks):
@@ -282,10 +286,3 @@ class DataModule(HyperparametersMixin, DataHooks):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-
-
-def _init_arguments(frame: FrameType) -> dict[str, Any]:
-    """Arguments of the `__init__` that runs in `frame`, `**kwargs` unpacked."""
-    names, _, kwargs, values = inspect.getargvalues(frame)
-    arguments = {name: values[name] for name in names if name not in ("self", "__class__")}
-    return {**arguments, **(values[kwargs] if kwargs else {})}

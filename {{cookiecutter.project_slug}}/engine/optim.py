@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from engine.exceptions import MisconfigurationException
+from engine.metrics import MetricStore
 
 _RETURNS = (
     "return an optimizer, ([optimizer], [scheduler]), or "
@@ -43,10 +43,6 @@ class LRSchedulerConfig:
         """Whether the scheduler is driven by a logged value."""
         return isinstance(self.scheduler, ReduceLROnPlateau)
 
-    def due(self, interval: str, count: int) -> bool:
-        """Whether to step after `count` finished intervals."""
-        return self.interval == interval and count % self.frequency == 0
-
 
 def parse_optimizers(returned: Any) -> tuple[Optimizer, list[LRSchedulerConfig]]:
     """Read what `configure_optimizers` returned.
@@ -75,6 +71,8 @@ def parse_optimizers(returned: Any) -> tuple[Optimizer, list[LRSchedulerConfig]]
             f"configure_optimizers returned {len(optimizers)} optimizers; one is supported, with as many parameter "
             "groups as you like"
         )
+    if optimizers and isinstance(optimizers[0], LBFGS):
+        raise MisconfigurationException("LBFGS evaluates the loss several times a step, which is not supported")
     if not optimizers or not isinstance(optimizers[0], Optimizer):
         kind = type(optimizers[0]).__name__ if optimizers else "an empty list"
         raise MisconfigurationException(f"configure_optimizers returned {kind}; {_RETURNS}")
@@ -113,24 +111,22 @@ def _parse_scheduler(entry: Any, monitor: str | None, optimizer: Optimizer) -> L
 def step_schedulers(configs: list[LRSchedulerConfig], interval: str, count: int) -> None:
     """Step those schedulers of `interval` that follow the clock, after `count` finished intervals."""
     for config in configs:
-        if not config.reduce_on_plateau and config.due(interval, count):
+        if not config.reduce_on_plateau and config.interval == interval and count % config.frequency == 0:
             config.scheduler.step()  # type: ignore[call-arg]  # the clock's schedulers take no metric
 
 
-def step_plateau_schedulers(
-    configs: list[LRSchedulerConfig], interval: str, count: int, get_metrics: Callable[[], dict[str, Tensor]]
-) -> None:
+def step_plateau_schedulers(configs: list[LRSchedulerConfig], interval: str, count: int, store: MetricStore) -> None:
     """Step those schedulers of `interval` that follow a logged value, which is asked for only if one does.
 
     Raises:
         MisconfigurationException: The value was not logged, and the scheduler is strict.
     """
     for config in configs:
-        if not config.reduce_on_plateau or not config.due(interval, count):
+        if not config.reduce_on_plateau or config.interval != interval or count % config.frequency:
             continue
         assert config.monitor is not None
-        metrics = get_metrics()
-        if config.monitor in metrics:
+        metrics = store.callback_metrics()
+        if config.monitor in store.fresh:
             config.scheduler.step(float(metrics[config.monitor]))  # type: ignore[arg-type]  # a value, not an epoch
         elif config.strict:
             raise MisconfigurationException(

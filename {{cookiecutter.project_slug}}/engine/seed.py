@@ -18,18 +18,21 @@ SEED_VARIABLE = "PL_GLOBAL_SEED"
 MAX_SEED = 2**32 - 1
 
 
-def seed_everything(seed: int = 42) -> int:
+def seed_everything(seed: int = 42, workers: bool = True) -> int:
     """Seed Python, NumPy and torch (all devices), and with them the order of training samples.
 
     Args:
         seed: 0 to 4294967295.
+        workers: Lightning's argument. Workers of loaders are seeded in any case, so that False is refused.
 
     Returns:
         The seed.
 
     Raises:
-        MisconfigurationException: The seed is out of range.
+        MisconfigurationException: The seed is out of range, or `workers` is False.
     """
+    if not workers:
+        raise MisconfigurationException("workers=False: the workers of loaders are always seeded; leave it out")
     if not 0 <= seed <= MAX_SEED:
         raise MisconfigurationException(f"seed={seed} is out of range; give a whole number from 0 to {MAX_SEED}")
     os.environ[SEED_VARIABLE] = str(seed)
@@ -60,7 +63,7 @@ def mix(*numbers: int) -> int:
 
 
 def capture_rng() -> dict[str, Any]:
-    """The state of every generator, as primitives and tensors only."""
+    """The state of the generators of Python, NumPy, torch and this process's GPU, as primitives and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

@@ -72,7 +72,6 @@ class Trainer:
     # What a run consists of; set by fit, validate, test and predict.
     module: Module
     datamodule: DataModule | None
-    precision: Precision
     strategy: Strategy
     loaders: Loaders
     optimizers: list[Optimizer]
@@ -111,7 +110,7 @@ class Trainer:
         benchmark: bool = False,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
-        default_root_dir: str | os.PathLike[str] = ".",
+        default_root_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.fast_dev_run = int(fast_dev_run) if isinstance(fast_dev_run, bool) else fast_dev_run
         unlimited = 1000 if max_steps == -1 else -1
@@ -130,14 +129,14 @@ class Trainer:
             self.max_epochs, self.num_sanity_val_steps, self.check_val_every_n_epoch, logger = 1, 0, 1, False
         check_devices(devices, strategy)
         self.device = select_device(accelerator)
-        self.precision_name = precision
-        Precision(precision, self.device)
+        self.precision = precision
+        self.precision_plugin = Precision(precision, self.device)
         if deterministic:
             torch.use_deterministic_algorithms(True)
         if benchmark:
             torch.backends.cudnn.benchmark = True
         self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
-        self.default_root_dir = str(default_root_dir)
+        self.default_root_dir = str(default_root_dir or ".")
         self.log_dir = self.default_root_dir
         self.loggers = lifecycle.as_loggers(logger, self.default_root_dir)
 
@@ -147,7 +146,7 @@ class Trainer:
         self.should_stop = self.sanity_checking = self.is_last_batch = False
         self.optimizers, self.lr_scheduler_configs = [], []
         self.transfer_hooks: dict[str, Callable[..., Any]] = {}
-        self._evaluation_steps: Counter[tuple[str, int | None]] = Counter()
+        self.evaluation_steps: Counter[tuple[str, int | None]] = Counter()
         enabled = (enable_checkpointing, enable_progress_bar, enable_model_summary)
         self.dispatch(lifecycle.with_default_callbacks(callbacks, *enabled))
 
@@ -168,6 +167,8 @@ class Trainer:
             datamodule: Where the hooks are looked for, before the model.
             ckpt_path: Continue from a file, or from the "last" or "best" of this trainer's ModelCheckpoint.
         """
+        if val_dataloaders is not None and not is_overridden(model, "validation_step", Module):
+            raise MisconfigurationException("val_dataloaders were given, but the model has no validation_step")
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with lifecycle.run(self, "fit", model, datamodule, given):
             loaded = checkpoint.restore_weights(self, ckpt_path)
@@ -315,6 +316,11 @@ class Trainer:
         return distributed.is_rank_zero()
 
     @property
+    def world_size(self) -> int:
+        """Number of processes of the run."""
+        return distributed.world_size()
+
+    @property
     def num_training_batches(self) -> int | float:
         """Batches of a training epoch, after `limit_train_batches`; inf if the loader does not know."""
         return self.loaders.train()[1]
@@ -356,14 +362,6 @@ class Trainer:
             for logger in self.loggers:
                 logger.log_metrics({**values, "epoch": self.state.epoch}, step)
 
-    def log_evaluation_step(self) -> None:
-        """Hand the step values of an evaluation batch to the loggers; every loader has a counter of its own."""
-        values = self.metrics.flush_step()
-        if values and not self.sanity_checking:
-            key = (self.metrics.stage, self.metrics.loader)
-            self.log_metrics(values, self._evaluation_steps[key])
-            self._evaluation_steps[key] += 1
-
     def _evaluate(
         self,
         stage: Literal["validate", "test"],
@@ -388,10 +386,11 @@ class Trainer:
         keys = [callback.state_key for callback in callbacks if is_overridden(callback, "state_dict", Callback)]
         if len(set(keys)) < len(keys):
             raise MisconfigurationException(f"callbacks would overwrite each other's state: {keys}; override state_key")
-        self.callbacks = callbacks
-        self._overrides: Table = override_table(callbacks)
+        # Checkpoints last: what they save of the other callbacks is then up to date.
+        self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))
+        self._overrides: Table = override_table(self.callbacks)
         # Callbacks that monitor see the end of an epoch later than the others.
-        others = [callback for callback in callbacks if not callback.monitoring]
+        others = [callback for callback in self.callbacks if not callback.monitoring]
         self._overrides["on_train_epoch_end"] = override_table(others)["on_train_epoch_end"]
 
     def _or_last(self, model: Module | None) -> Module:

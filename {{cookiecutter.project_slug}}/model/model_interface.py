@@ -58,7 +58,13 @@ class MInterface(engine.Module):
         for argument in OFFERED:
             offered = getattr(self._trainer.datamodule, argument, None) if self._trainer is not None else None
             if argument not in arguments and offered is not None:
-                arguments[argument] = offered
+                arguments[argument] = tuple(offered) if argument == "sample_shape" else offered
+            required = argument in accepted and accepted[argument].default is inspect.Parameter.empty
+            if required and argument not in arguments:
+                raise engine.MisconfigurationException(
+                    f"net {name} needs {argument}, and the dataset does not tell: give its class an attribute of that "
+                    f"name, or --model.{argument}"
+                )
         unwanted = [argument for argument in OFFERED if argument not in accepted]
         self.net = build("model", name, {k: v for k, v in arguments.items() if k not in unwanted})
         self.loss = self.configure_loss()
@@ -82,7 +88,8 @@ class MInterface(engine.Module):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             return optimizer
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+        angle = math.pi / max(steps, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(angle * step)) / 2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 # Decided by main.py, or of no use on a command line.
 NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
 SECTIONS = {"model_name": "model", "dataset": "data"}
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 PLAIN = (int, float, str, bool, type(None))
 
 
@@ -53,14 +54,14 @@ class Parser(ArgumentParser):
         if key := re.search(r'Parser key "(.+?)"', message):
             expected = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|(?:typing\.)?(Literal\[.*?\]))", message)
             value = re.search(r"(?:Given value|Got value): (.*)", message, re.DOTALL)
-            if expected and value:
+            if value and any(kind != "NoneType" for kind, _ in expected):
                 return f"--{key[1]} {value[1].strip()}: give {_spell([a or b for a, b in expected])}"
         return " ".join(message.split())
 
 
 def exit_with(message: str) -> NoReturn:
     """Print one line of error and exit with code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -83,21 +84,23 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace, str]:
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise engine.MisconfigurationException(f"{command}: the commands are {', '.join(COMMANDS)}{hint}")
     first, rest = _first_parser().parse_known_args(argv[1:] if argv and argv[0] == command else argv)
+    flags = {name: value for name, value in vars(first).items() if name != "config" and value is not None}
+    given = {key: value for source in [*map(_read, first.config), flags] for key, value in source.items()}
     checkpoint = None
     saved: dict[str, Any] = {}
-    if first.ckpt_path is not None:
-        checkpoint = find_checkpoint(first.ckpt_path, first.log_dir or "logs", first.experiment, first.run_name)
+    if given.get("ckpt_path") is not None:
+        where = {name: given.get(name) for name in ("experiment", "run_name")}
+        checkpoint = find_checkpoint(str(given["ckpt_path"]), str(given.get("log_dir", "logs")), **where)
         saved = _read(config) if (config := saved_config(checkpoint)) is not None else {}
-    configs = [_read(path) for path in first.config]
     chosen = {"model_name": "standard_net", "dataset": "standard_data"}
-    for source in [saved, *configs, {name: getattr(first, name) for name in chosen}]:
+    for source in (saved, given):
         chosen |= {name: str(source[name]) for name in chosen if source.get(name) is not None}
     parser = _full_parser(chosen["model_name"], chosen["dataset"])
     # What was saved for another net or dataset means nothing to this one.
     foreign = {SECTIONS[name] for name in chosen if saved.get(name) != chosen[name]}
     kept = yaml.safe_dump({key: value for key, value in saved.items() if key not in foreign})
     words = [word for config in ([kept] if saved else []) + first.config for word in ("--config", config)]
-    words += [f"--{name}={value}" for name, value in vars(first).items() if name != "config" and value is not None]
+    words += [f"--{name}={value}" for name, value in flags.items()]
     arguments = parser.parse_args([*words, *rest])
     arguments.ckpt_path = None if checkpoint is None else str(checkpoint)
     if command != "fit" and checkpoint is None:
@@ -166,6 +169,11 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise engine.MisconfigurationException(f"config {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise engine.MisconfigurationException(f"config {path} holds no arguments; write lines such as 'lr: 0.001'")
+    for section in SECTIONS.values():
+        if not isinstance(content.get(section, {}), dict):
+            raise engine.MisconfigurationException(
+                f"config {path}: {section} is {content[section]!r}; give its arguments by name, indented below it"
+            )
     return content
 
 
@@ -180,6 +188,7 @@ def _is_plain(hint: Any) -> bool:
 def _spell(kinds: list[str]) -> str:
     """Types as jsonargparse names them, in words."""
     words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+    words |= {"list": "a list such as [1, 2]", "tuple": "a list such as [1, 2]", "dict": "a mapping such as {a: 1}"}
     if "float" in kinds:
         kinds = [kind for kind in kinds if kind != "int"]
     spelled = [words.get(kind, kind.removeprefix("Literal[").rstrip("]").replace("'", "")) for kind in kinds]
@@ -191,14 +200,23 @@ def _add_constructor(group: Any, cls: type[Any], prefix: str, skip: Iterable[str
     texts = [cls.__doc__, cls.__init__.__doc__]
     described = [param for text in texts if text for param in docstring_parser.parse(text).params]
     help_texts = {param.arg_name: " ".join((param.description or "").split()) for param in described}
-    hints = get_type_hints(cls.__init__)
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):
+        # A name that only type checkers import: the defaults tell the types.
+        hints = {}
     for name, parameter in inspect.signature(cls).parameters.items():
         hint = hints.get(name, type(parameter.default))
-        if name in skip or (not prefix and name in NO_FLAGS) or parameter.kind is parameter.VAR_KEYWORD:
-            continue
-        if not _is_plain(hint):
+        if name in skip or (not prefix and name in NO_FLAGS) or parameter.kind not in NAMED:
             continue
         required = parameter.default is parameter.empty
+        if not _is_plain(hint) or hint is type(None):
+            if required:
+                raise engine.MisconfigurationException(
+                    f"{cls.__name__} needs {name}, which no flag can give: annotate it with int, float, str, bool, or "
+                    "lists of these, or give it a default"
+                )
+            continue
         options: dict[str, Any] = {"type": hint, "help": help_texts.get(name, "").replace("%", "%%")}
         if prefix == "model." and name in OFFERED:
             options |= {

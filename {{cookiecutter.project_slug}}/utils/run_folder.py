@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,7 @@ CONFIG = "config.yaml"
 
 
 class SaveRun(engine.Callback):
-    """Writes the arguments and the environment of a run into its folder.
+    """Writes the arguments and the environment of a run into its folder, once nothing can refuse it any more.
 
     Args:
         config: The arguments as YAML.
@@ -27,13 +30,14 @@ class SaveRun(engine.Callback):
     def __init__(self, config: str) -> None:
         self.config = config
 
-    def setup(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
+    def on_train_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
         """Write `config.yaml`, `environment.json` and, where the working tree is dirty, `git.diff`."""
-        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run or trainer.log_dir is None:
+        # Asked by every process, since in Lightning this is a broadcast.
+        log_dir = trainer.log_dir
+        if not trainer.is_global_zero or trainer.fast_dev_run or log_dir is None:
             return
-        folder = Path(trainer.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(self.config, encoding="utf-8")
+        folder = Path(log_dir)
+        _write(folder / CONFIG, self.config)
         commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
         environment = {
             "command": sys.argv,
@@ -44,9 +48,9 @@ class SaveRun(engine.Callback):
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "git_commit": commit.strip() or None,
         }
-        (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+        _write(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         if diff:
-            (folder / "git.diff").write_text(diff, encoding="utf-8")
+            _write(folder / "git.diff", diff)
 
 
 def find_checkpoint(wanted: str, log_dir: str, experiment: str | None, run_name: str | None) -> Path:
@@ -88,11 +92,18 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     """Where loggers write: in the same folder again when a run goes on from its `last.ckpt`, else in a new one.
 
     Raises:
-        MisconfigurationException: The new folder is there already.
+        MisconfigurationException: The new folder is there already, or its name is none.
     """
+    wanted = {"experiment": arguments.experiment, "run_name": arguments.run_name}
+    for flag, name in wanted.items():
+        if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+            raise engine.MisconfigurationException(
+                f"--{flag} {name!r}: give the name of a folder, of letters, digits, - _ and ."
+            )
     checkpoint = Path(arguments.ckpt_path) if arguments.ckpt_path else None
     folder = run_folder(checkpoint) if checkpoint is not None and checkpoint.name == "last.ckpt" else None
-    if folder is not None:
+    same = folder is not None and arguments.experiment in (None, folder.parent.name)
+    if folder is not None and same and arguments.run_name in (None, folder.name):
         return {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
     experiment = arguments.experiment or arguments.model_name
     if arguments.run_name and Path(arguments.log_dir, experiment, arguments.run_name, CONFIG).is_file():
@@ -110,20 +121,24 @@ def write_predictions(folder: Path, batches: list[Any]) -> Path:
         folder: Where to write.
         batches: Tensors of shape (batch, num_classes).
     """
-    path = folder / "predictions.csv"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        columns = [f"probability_{number}" for number in range(batches[0].shape[1])]
-        file.write(",".join(["index", "class", *columns]) + "\n")
-        for index, row in enumerate(row for batch in batches for row in batch):
-            values = [f"{value:.6f}" for value in row.tolist()]
-            file.write(",".join([str(index), str(int(row.argmax())), *values]) + "\n")
-    temporary.replace(path)
-    return path
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "class", *(f"probability_{number}" for number in range(batches[0].shape[1]))])
+    for index, row in enumerate(row for batch in batches for row in batch):
+        writer.writerow([index, int(row.argmax()), *(f"{probability:.6f}" for probability in row.tolist())])
+    return _write(folder / "predictions.csv", text.getvalue())
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file so that it is whole or not there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    return temporary.replace(path)
 
 
 def _git(*words: str) -> str:
     try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        root = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.callback import Callback
+from engine.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from engine.module import Module
@@ -21,6 +22,8 @@ class LearningRateMonitor(Callback):
     """
 
     def __init__(self, logging_interval: Literal["step", "epoch"] = "step") -> None:
+        if logging_interval not in ("step", "epoch"):
+            raise MisconfigurationException(f"logging_interval={logging_interval!r}; give step or epoch")
         self.logging_interval = logging_interval
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int) -> None:

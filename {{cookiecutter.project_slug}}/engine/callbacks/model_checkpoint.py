@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -71,8 +72,8 @@ class ModelCheckpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Which files there are, by name, so that a run folder can be moved."""
         return {
-            "best_k_models": {Path(path).name: score for path, score in self.best_k_models.items()},
-            "best_model_path": Path(self.best_model_path).name if self.best_model_path else "",
+            "best_k_models": {self._name(path): score for path, score in self.best_k_models.items()},
+            "best_model_path": self._name(self.best_model_path) if self.best_model_path else "",
             "best_model_score": self.best_model_score,
         }
 
@@ -96,7 +97,13 @@ class ModelCheckpoint(Callback):
             return
         score = 0.0
         if self.monitor is not None:
-            value = monitored_value(trainer, self.monitor, "ModelCheckpoint")
+            try:
+                value = monitored_value(trainer, self.monitor, "ModelCheckpoint")
+            except MisconfigurationException:
+                # The name is wrong, the epoch was not.
+                if self.save_last:
+                    self._save_last(trainer, None)
+                raise
             # Every process must come to the same decision, and rank 0's value is the one in the logs.
             score = distributed.broadcast(math.nan if value is None else value)
         saved = self._save_if_among_best(trainer, score) if self.save_top_k else None
@@ -144,6 +151,10 @@ class ModelCheckpoint(Callback):
             checkpoint.link(saved, path)
         self.last_model_path = str(path)
 
+    def _name(self, path: str) -> str:
+        assert self.dirpath is not None
+        return Path(os.path.relpath(path, self.dirpath)).as_posix()
+
     def _is_among_best(self, score: float, ranked: list[str]) -> bool:
         if self.save_top_k == -1 or len(ranked) < self.save_top_k:
             return True
@@ -154,11 +165,14 @@ class ModelCheckpoint(Callback):
         return self.best_k_models[path] if self.mode == "min" else -self.best_k_models[path]
 
     def _format(self, trainer: Trainer) -> str:
-        values = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        values, metrics = {"epoch": trainer.current_epoch, "step": trainer.global_step}, trainer.callback_metrics
 
         def fill(match: re.Match[str]) -> str:
             name, spec = match[1], match[2] or ""
-            number = values[name] if name in values else float(trainer.callback_metrics.get(name, 0.0))
+            if name not in values and name not in metrics:
+                known = ", ".join(sorted({*values, *metrics}))
+                raise MisconfigurationException(f"filename={self.filename!r}: no {name} was logged, only {known}")
+            number = values[name] if name in values else float(metrics[name])
             return f"{f'{name}=' if self.auto_insert_metric_name else ''}{number:{spec}}"
 
         return re.sub(r"\{([^:{}]+)(?::([^{}]*))?\}", fill, self.filename)

@@ -33,17 +33,17 @@ class RichProgressBar(Callback):
     terminal, the bar is left out; an epoch that takes long still prints a line now and then.
 
     Args:
-        refresh_rate: Times a second that the bar is drawn.
+        updates_per_second: Times a second that the bar is drawn.
         line_every: Seconds between lines within an epoch where the output is no terminal.
     """
 
     # The line of an epoch shows its metrics, so it has to come late.
     monitoring: ClassVar[bool] = True
 
-    def __init__(self, refresh_rate: float = 5.0, line_every: float = 30.0) -> None:
+    def __init__(self, updates_per_second: float = 5.0, line_every: float = 30.0) -> None:
         self._console = Console()
-        self._interval = 1 / refresh_rate if self._console.is_terminal else line_every
-        self._refresh_rate = refresh_rate
+        self._interval = 1 / updates_per_second if self._console.is_terminal else line_every
+        self._updates_per_second = updates_per_second
         self._progress: Progress | None = None
         self._next_update = 0.0
         self._epoch_started = 0.0
@@ -83,38 +83,20 @@ class RichProgressBar(Callback):
         self._start(trainer, "predict", sum(trainer.evaluation_loaders("predict")[1]))
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Move the bar."""
         if trainer.stage != "fit":
             self._advance()
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Move the bar."""
         self._advance()
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Module,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Move the bar."""
         self._advance()
@@ -148,7 +130,7 @@ class RichProgressBar(Callback):
             TextColumn("{task.fields[values]}"),
         )
         self._progress = Progress(
-            *columns, console=self._console, transient=True, refresh_per_second=self._refresh_rate
+            *columns, console=self._console, transient=True, refresh_per_second=self._updates_per_second
         )
         known = total if total != float("inf") else None
         self._progress.add_task(label, total=known, values="")
@@ -195,7 +177,7 @@ class ModelSummary(Callback):
         console.print(table)
         total, frozen = _count(pl_module), _count(pl_module) - _count(pl_module, trainable=True)
         note = f", {frozen:,} of them frozen" if frozen else ""
-        line = f"[bold]{total:,}[/] parameters{note}, on {trainer.device}, {trainer.precision.name}\n"
+        line = f"[bold]{total:,}[/] parameters{note}, on {trainer.device}, {trainer.precision}\n"
         console.print(line, highlight=False)
 
 
