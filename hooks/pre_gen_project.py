@@ -22,11 +22,12 @@ WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com
 
 # A project named like one of its own dependencies cannot be installed.
 DEPENDENCIES = {
+    "docstring-parser",
     "jsonargparse",
-    "matplotlib",
     "mypy",
     "numpy",
     "pytest",
+    "pyyaml",
     "rich",
     "ruff",
     "tensorboard",

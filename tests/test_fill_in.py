@@ -104,9 +104,9 @@ BROKEN = {
     "error while importing": ("1 / 0\n" + NET, r"ZeroDivisionError: division by zero \(my_net.py:1\)"),
     "no module of torch": (NET.replace("(nn.Module)", ""), "class MyNet is no torch Module"),
     "leaves Python": ("raise SystemExit(3)\n" + NET, "cannot be imported: SystemExit: 3"),
-    "constructor fails": (NET.replace("super()", "1 / 0; super()"), r"net my_net: ZeroDivisionError: .* \(my_net.py:\d+\)"),
+    "constructor fails": (NET.replace("super()", "1 / 0; super()"), r"ZeroDivisionError: .* \(my_net.py:\d+\)"),
     "an argument that no flag can give": (NET.replace("width: int = 64", "width"), "MyNet needs width, which no flag"),
-    "constructor refuses": (NET.replace("super()", "raise ValueError('too wide'); super()"), "net my_net: too wide"),
+    "constructor refuses": (NET.replace("super()", "raise ValueError('too big'); super()"), "net my_net: too big"),
 }
 
 

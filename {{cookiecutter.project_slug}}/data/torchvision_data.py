@@ -25,7 +25,8 @@ class TorchvisionData(Dataset[tuple[Tensor, int]]):
         root: Folder that holds the files.
         download: Fetch the files if they are not there.
         val_fraction: Share of the training images to validate on, the same in every class.
-        augment: Crop training images at random, after padding by an eighth; flip those of three channels.
+        augment: Crop training images at random, after padding by an eighth.
+        flip: Also mirror them at random: right for photographs, wrong for digits and letters.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class TorchvisionData(Dataset[tuple[Tensor, int]]):
         download: bool = False,
         val_fraction: float = 0.1,
         augment: bool = True,
+        flip: bool = False,
     ) -> None:
         if not 0.0 < val_fraction < 1.0:
             raise ValueError(f"val_fraction={val_fraction}; give a share between 0 and 1")
@@ -52,7 +54,7 @@ class TorchvisionData(Dataset[tuple[Tensor, int]]):
         if augment and split == "train":
             height, width = self.sample_shape[1:]
             steps.append(v2.RandomCrop((height, width), padding=height // 8))
-            if self.sample_shape[0] == 3:
+            if flip:
                 steps.append(v2.RandomHorizontalFlip())
         self.transform = v2.Compose(steps)
 
