@@ -98,9 +98,9 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     t.stage, t.module, t.datamodule = stage, model, datamodule
     t.should_stop = t.sanity_checking = False
     t.metrics.clear()
-    model.trainer = t
     if not isinstance(model, Module):
         raise MisconfigurationException(f"the model is a {type(model).__name__}; give a subclass of engine.Module")
+    model.trainer = t
     check_hook_names(model, Module, UNSUPPORTED_HOOKS)
     if not model.automatic_optimization:
         raise MisconfigurationException("automatic_optimization=False is not supported; return the loss instead")

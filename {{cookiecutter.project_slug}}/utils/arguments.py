@@ -78,11 +78,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace, str]:
         MisconfigurationException: A name, a file or a config does not exist or cannot be read.
         SystemExit: Anything else is wrong (code 2), or help was asked for (code 0).
     """
-    command = argv[0] if argv and not argv[0].startswith("-") else "fit"
-    if command not in COMMANDS:
-        nearest = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise engine.MisconfigurationException(f"{command}: the commands are {', '.join(COMMANDS)}{hint}")
+    command = _command(argv)
     first, rest = _first_parser().parse_known_args(argv[1:] if argv and argv[0] == command else argv)
     flags = {name: value for name, value in vars(first).items() if name != "config" and value is not None}
     given = {key: value for source in [*map(_read, first.config), flags] for key, value in source.items()}
@@ -109,6 +105,16 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace, str]:
     for name in ("config", "ckpt_path"):
         to_save.pop(name, None)
     return command, arguments, parser.dump(to_save, skip_validation=True)
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The first word, if it is no flag; `fit` otherwise."""
+    command = argv[0] if argv and not argv[0].startswith("-") else "fit"
+    if command not in COMMANDS:
+        nearest = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise engine.MisconfigurationException(f"{command}: the commands are {', '.join(COMMANDS)}{hint}")
+    return command
 
 
 def constructor_arguments(cls: type[Any], arguments: Namespace) -> dict[str, Any]:
