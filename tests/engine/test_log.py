@@ -254,3 +254,13 @@ def test_hyper_parameters_of_model_and_data_reach_the_logger() -> None:
     logger = Memory()
     trainer(logger=logger).fit(Net(lr=0.3), datamodule=Data())
     assert logger.hparams == {"size": 6, "lr": 0.3}
+
+
+def test_a_step_value_of_an_evaluation_is_logged_once() -> None:
+    def step(model: Net, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            model.log("v", 3.0, on_step=True, on_epoch=False)
+
+    logger = Memory()
+    trainer(logger=logger).fit(Steps(validation=step), loader(), loader(8))
+    assert logger.of("v") == [(0, 3.0)]

@@ -214,3 +214,10 @@ def test_a_senseless_return_value_is_refused(kind: str) -> None:
     with pytest.raises(engine.MisconfigurationException, match=message) as caught:
         fit(Scheduled(make))
     assert "\n" not in str(caught.value)
+
+
+def test_plateau_ignores_a_value_of_an_earlier_validation() -> None:
+    model = Rising(lambda o: plateau(o, strict=False))
+    fit(model, loader(2), loader(2), max_epochs=6, check_val_every_n_epoch=2)
+    # Validated after epochs 1, 3 and 5: the second and the third value are worse than the first.
+    assert model.rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1])

@@ -48,8 +48,9 @@ class Counted(Net):
         self.log("accuracy", self.accuracy)
         self.log("average", self.average)
         self.log("samples", float(len(x)), reduce_fx="sum", sync_dist=True)
+        self.log("val_loss", self.loss(batch), sync_dist=True)
         # Its steps cannot be reduced, since processes may have different numbers of batches; its epoch can.
-        self.log("val_loss", self.loss(batch), on_step=True, on_epoch=True, sync_dist=True)
+        self.log("stepped", self.loss(batch), on_step=True, on_epoch=True, sync_dist=True)
         self.log("largest", y.max(), reduce_fx="max", sync_dist=True)
         self.log("smallest", y.min(), reduce_fx="min", sync_dist=True)
 
