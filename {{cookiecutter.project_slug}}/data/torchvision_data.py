@@ -74,6 +74,8 @@ def _open(name: str, root: str, download: bool, training: bool) -> Any:
     which = {"train": training} if "train" in accepted else {"split": "train" if training else "test"}
     try:
         return cls(root=root, download=download, **which)  # type: ignore[misc]
+    except ImportError as error:
+        raise ValueError(f"{name} is in a format that needs another package ({error}); install it with pip") from error
     except RuntimeError as error:
         raise ValueError(f"{name} is not in {root}/ ({error}); fetch it with --data.download true") from error
 
