@@ -7,6 +7,7 @@ unchanged in a single process.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import warnings
 from typing import Any, TypeVar
@@ -48,15 +49,15 @@ def init(device: torch.device) -> None:
         return
     on_gpu = device.type == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
-    # At exit the later one runs first: processes leave together, since gloo aborts where one is gone too early.
     atexit.register(destroy)
-    atexit.register(barrier)
 
 
 def destroy() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        # The group's threads end with its last reference; C++ aborts a process that exits before they have.
+        gc.collect()
 
 
 def active() -> bool:

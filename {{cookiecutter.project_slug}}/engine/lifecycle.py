@@ -17,6 +17,7 @@ from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
 from engine.loggers import Logger, TensorBoardLogger
 from engine.module import DataModule, Module
+from engine.strategy import SingleDevice
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -36,17 +37,9 @@ UNSUPPORTED_HOOKS = {
     "test_step_end": "on_test_batch_end",
 }
 # Smallest value of each whole-number argument.
-LEAST = {
-    "max_epochs": -1,
-    "min_epochs": 0,
-    "max_steps": -1,
-    "min_steps": 0,
-    "fast_dev_run": 0,
-    "check_val_every_n_epoch": 1,
-    "num_sanity_val_steps": -1,
-    "log_every_n_steps": 1,
-    "accumulate_grad_batches": 1,
-}
+LEAST = {"max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0, "fast_dev_run": 0}
+LEAST |= {"num_sanity_val_steps": -1, "check_val_every_n_epoch": 1}
+LEAST |= {"log_every_n_steps": 1, "accumulate_grad_batches": 1}
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -80,6 +73,8 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
         t.call(Callback.teardown, stage)
         model.teardown(stage)
         t.loaders.close()
+        # Lets go of DDP, which would keep the process group alive beyond its end.
+        t.strategy = SingleDevice(model)
         for logger in t.loggers:
             logger.finalize(status)
 
