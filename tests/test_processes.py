@@ -12,7 +12,12 @@ from pathlib import Path
 def start(project: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, *launcher, "main.py", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=project, stdout=pipe, stderr=pipe, text=True)
+    # A shell starts what it puts into the background with Ctrl-C ignored, and that would be handed on.
+    return subprocess.Popen(command, cwd=project, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
+
+
+def heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_ends_a_run_cleanly_and_last_goes_on(project: Path) -> None:
