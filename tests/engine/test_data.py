@@ -13,7 +13,7 @@ import engine
 import numpy as np
 import pytest
 import torch
-from engine.data import EpochSampler
+from engine.data import EpochSampler, prepare_loader, start_epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, WeightedRandomSampler
@@ -219,17 +219,75 @@ def test_a_custom_batch_sampler_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "sampler",
     [
-        WeightedRandomSampler([0.0] * 7 + [1.0], 4),
         RandomSampler(dataset(), replacement=True, num_samples=4),
         RandomSampler(dataset(), num_samples=4),
     ],
-    ids=["weighted", "replacement", "fewer"],
+    ids=["replacement", "fewer"],
 )
 def test_random_samplers_with_a_rule_of_their_own_keep_it(sampler: Any) -> None:
-    batches = read(loader(sampler=sampler), epochs=1)
-    assert [len(batch) for batch in batches] == [2, 2]
-    if isinstance(sampler, WeightedRandomSampler):
-        assert batches == targets([[7, 7], [7, 7]])
+    assert [len(batch) for batch in read(loader(sampler=sampler), epochs=1)] == [2, 2]
+
+
+WEIGHTS = [1.0, 2.0, 3.0, 4.0, 0.0, 0.0]
+
+
+@settings(deadline=None)
+@given(number=st.integers(1, 40), world=worlds, seed=seeds, epoch=epochs, even=st.booleans(), replaced=st.booleans())
+def test_weighted_draws_are_shared_like_any_order(
+    number: int, world: int, seed: int, epoch: int, even: bool, replaced: bool
+) -> None:
+    given = WeightedRandomSampler(WEIGHTS, number if replaced else min(number, 4), replacement=replaced)
+    options: dict[str, Any] = {"size": len(given), "shuffle": False, "seed": seed, "weighted": given}
+    single = order(0, 1, epoch, **options, even=False)
+    torch.rand(3)
+    shares = [order(rank, world, epoch, **options, even=even) for rank in range(world)]
+    taken = len(given) - len(given) % world if even else len(given)
+    assert shares == [single[rank:taken:world] for rank in range(world)]
+    assert set(single) <= {0, 1, 2, 3}
+    assert replaced or len(set(single)) == len(single)
+
+
+def test_weighted_draws_come_as_often_as_their_weights_say() -> None:
+    given = WeightedRandomSampler(WEIGHTS, 20_000)
+    drawn = order(0, 1, 0, size=20_000, shuffle=False, seed=1, even=True, weighted=given)
+    counts = [drawn.count(index) / 20_000 for index in range(6)]
+    assert counts == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.0, 0.0], abs=0.02)
+
+
+def test_a_loader_with_weights_keeps_number_and_replacement_and_follows_seed_and_epoch() -> None:
+    def drawn() -> list[list[float]]:
+        return read(loader(sampler=WeightedRandomSampler(range(8), 6)), epochs=2)
+
+    first = drawn()
+    assert [len(batch) for batch in first] == [2] * 6
+    assert first[:3] != first[3:]
+    assert targets([[0]])[0][0] not in sum(first, [])
+    torch.rand(9)
+    engine.seed_everything(1)
+    assert drawn() == first
+    engine.seed_everything(2)
+    assert drawn() != first
+    once = read(loader(sampler=WeightedRandomSampler([1.0] * 8, 8, replacement=False)), epochs=1)
+    assert sorted(sum(once, [])) == sorted(dataset()[:][1].flatten().tolist())
+
+
+def test_two_processes_share_a_loader_with_weights() -> None:
+    shares = []
+    for rank in range(2):
+        given = loader(sampler=WeightedRandomSampler(range(8), 7))
+        with process(rank, 2):
+            ready = prepare_loader(given, seed=3, training=True)
+        start_epoch(ready, 3, 1)
+        shares.append(list(ready.sampler))
+    single = order(0, 1, 1, size=7, shuffle=False, seed=3, even=False, weighted=WeightedRandomSampler(range(8), 7))
+    assert shares == [single[0:6:2], single[1:6:2]]
+
+
+@pytest.mark.parametrize(("sampler", "share"), [(Reversed(), True), (WeightedRandomSampler(range(8), 7), False)])
+def test_a_loader_that_shares_nothing_keeps_its_sampler_and_says_so(sampler: Any, share: bool) -> None:
+    with process(0, 2), pytest.warns(UserWarning, match="gives every process all its samples"):
+        ready = prepare_loader(loader(sampler=sampler), seed=3, training=True, share=share)
+    assert ready.sampler is sampler
 
 
 def test_a_subclass_of_the_loader_is_left_alone() -> None:

@@ -219,9 +219,9 @@ def test_callbacks_that_would_overwrite_each_others_state_are_refused() -> None:
         trainer(callbacks=[Counting(), Counting()])
 
 
-def test_a_dict_of_loaders_is_refused() -> None:
-    with pytest.raises(engine.MisconfigurationException, match="the val loaders were given as a dict; give a list"):
-        trainer().validate(Net(), {"a": loader(), "b": loader()})
+def test_a_dict_of_train_loaders_is_refused() -> None:
+    with pytest.raises(engine.MisconfigurationException, match="the train loaders were given as a dict; give one"):
+        trainer().fit(Net(), {"a": loader()})
 
 
 def test_modes_come_back_after_an_error_in_validation() -> None:

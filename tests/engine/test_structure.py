@@ -19,8 +19,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"exceptions", "distributed", "hooks"},
     {"seed", "callback", "metrics", "precision", "strategy", "loggers"},
-    {"data", "checkpoint", "optim"},
-    {"module"},
+    {"samples", "checkpoint", "optim"},
+    {"data", "module"},
     {"callbacks.early_stopping", "callbacks.learning_rate_monitor", "callbacks.terminal"},
     {"callbacks.model_checkpoint"},
     {"callbacks"},

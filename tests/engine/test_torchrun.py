@@ -43,12 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    return results(folder, ["train", "evaluate"], 1)
+    return results(folder, ["train", "evaluate", "sets"], 1)
 
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    return results(folder, ["train", "evaluate", "resume", "stop", "devices"], 2)
+    return results(folder, ["train", "evaluate", "sets", "resume", "stop", "devices"], 2)
 
 
 def test_both_processes_have_the_same_weights(two: Any) -> None:
@@ -89,6 +89,19 @@ def test_evaluation_of_an_uneven_set_counts_every_sample_once(one: Any, two: Any
     assert first["average"] == pytest.approx(float(targets.mean()), abs=1e-6)
     assert first["largest"] == pytest.approx(float(targets.max()))
     assert first["smallest"] == pytest.approx(float(targets.min()))
+
+
+def test_named_sets_and_their_mean_are_those_of_one_process(one: Any, two: Any) -> None:
+    [single], (first, second) = one["sets"], two["sets"]
+    assert first == second
+    assert first["metrics"] == pytest.approx(single["metrics"], abs=1e-6)
+    day, night = dataset(7)[:][1], dataset(3)[:][1]
+    [of_day, of_night] = first["results"]
+    both = (float(day.sum()) + float(night.sum())) / 10
+    assert [of_day["average"], of_night["mean"]] == pytest.approx([both, both], abs=1e-6)
+    assert of_night["average/night"] == pytest.approx(float(night.mean()), abs=1e-6)
+    assert (of_day["samples/day"], of_night["samples/night"], of_day["samples"]) == (7, 3, 10)
+    assert of_day["largest"] == pytest.approx(float(max(day.max(), night.max())))
 
 
 def test_two_processes_resume_to_the_same_bits(two: Any) -> None:

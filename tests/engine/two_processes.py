@@ -95,6 +95,29 @@ def scenario_evaluate() -> None:
     write("evaluate", **result)
 
 
+def scenario_sets() -> None:
+    """Two sets by name, each with metric objects of its own."""
+
+    class Named(Counted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.averages = torch.nn.ModuleList([MeanMetric(), MeanMetric()])
+
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            _, y = batch
+            self.averages[dataloader_idx].update(y)
+            self.log("average", self.averages[dataloader_idx])
+            self.log("mean", y.mean(), sync_dist=True)
+            self.log("samples", float(len(y)), reduce_fx="sum", sync_dist=True)
+            self.log("largest", y.max(), reduce_fx="max", sync_dist=True)
+
+    engine.seed_everything(3)
+    run = trainer()
+    results = run.test(Named(), {"day": batches(7, 4), "night": batches(3, 2)}, verbose=False)
+    metrics = {key: float(value) for key, value in run.callback_metrics.items()}
+    write("sets", results=results, metrics=metrics)
+
+
 def scenario_resume() -> None:
     engine.seed_everything(3)
     whole = weights(train(f"whole{WORLD}", 3).module)

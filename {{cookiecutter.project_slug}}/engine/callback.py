@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec
 
 from engine.exceptions import MisconfigurationException
 
@@ -167,6 +167,9 @@ class Callback:
         """A batch is predicted; `outputs` is what `predict_step` returned, still on the device."""
 
 
+P = ParamSpec("P")
+# A hook as it stands in the class, so that its arguments are checked where it is called by name.
+Hook = Callable[Concatenate[Any, "Trainer", "Module", P], None]
 Table = dict[str, tuple[Callable[..., None], ...]]
 
 

@@ -220,12 +220,12 @@ def capture(t: Trainer, weights_only: bool) -> Checkpoint:
     return captured
 
 
-def restore_weights(t: Trainer, ckpt_path: str | os.PathLike[str] | None) -> Checkpoint | None:
+def restore_weights(t: Trainer, path: Path | None) -> Checkpoint | None:
     """Load the weights of the trainer's module, and what data module and callbacks keep when fitting.
 
     Args:
         t: The trainer.
-        ckpt_path: A file, or "best" or "last" of the trainer's ModelCheckpoint; None does nothing.
+        path: A file; None does nothing.
 
     Returns:
         The whole checkpoint.
@@ -233,9 +233,8 @@ def restore_weights(t: Trainer, ckpt_path: str | os.PathLike[str] | None) -> Che
     Raises:
         MisconfigurationException: There is no such file, or it does not fit.
     """
-    if ckpt_path is None:
+    if path is None:
         return None
-    path = _resolve(t, ckpt_path)
     loaded = load(path)
     if t.stage == "fit":
         _check_resumable(path, loaded)
@@ -276,18 +275,6 @@ def restore_training(t: Trainer, loaded: Checkpoint) -> None:
     for logger in t.loggers:
         if hasattr(logger, "resume_at"):
             logger.resume_at(t.state.global_step)
-
-
-def _resolve(t: Trainer, ckpt_path: str | os.PathLike[str]) -> Path:
-    if ckpt_path not in ("best", "last"):
-        return Path(ckpt_path)
-    callback = t.checkpoint_callback
-    path = callback and (callback.best_model_path if ckpt_path == "best" else callback.last_model_path)
-    if not path:
-        raise MisconfigurationException(
-            f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has saved one; give the path of a file"
-        )
-    return Path(path)
 
 
 def _check_resumable(path: Path, loaded: Checkpoint) -> None:

@@ -1,7 +1,6 @@
-"""Loaders: the order of samples, and what a loader must be told before an epoch.
+"""Loaders: getting them ready, and what they must be told before an epoch.
 
-The order of training samples is a function of (seed, epoch), not state: see `EpochSampler`. Loaders draw their
-workers' seeds from a generator of their own, so that reading data never moves the global random state.
+Order and randomness of samples are those of `engine.samples`; reading data never moves the global random state.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import (
@@ -17,54 +16,37 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
+    WeightedRandomSampler,
 )
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
+from engine.samples import EpochSampler, SeededDataset
 from engine.seed import mix
 
 # A loader without length: an iterable dataset, or any iterable.
 UNKNOWN = math.inf
+# What a loader that is rebuilt has in common with the one that was given.
+KEPT = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"]
+KEPT += ["prefetch_factor", "persistent_workers", "in_order"]
 
 
-class EpochSampler(Sampler[int]):
-    """Indices of one process in one epoch, as a function of (seed, epoch).
+class LoaderSet(NamedTuple):
+    """The loaders of one kind, prepared.
 
-    Process r of w takes samples r, r + w, r + 2w, ... of the epoch's order. When training, the last `size % w`
-    samples of the order are left out, so that all processes run the same number of batches; with shuffling these
-    are others in every epoch. When evaluating, every sample is taken exactly once.
-
-    Args:
-        size: Number of samples in the dataset.
-        shuffle: Whether the order is a random permutation, or the dataset's own order.
-        seed: Seed of the run.
-        even: Give all processes the same number of samples (training).
+    Attributes:
+        loaders: The loaders.
+        counts: Batches to run of each; `UNKNOWN` for all of a loader without length.
+        names: What the sets are called, if there are several and they were given as a mapping; otherwise empty.
+        tags: What is put behind the names of values that are logged in steps; None for a single loader.
     """
 
-    def __init__(self, size: int, *, shuffle: bool, seed: int, even: bool) -> None:
-        self.size = size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-        self.rank, self.world = distributed.rank(), distributed.world_size()
-        self.taken = size - size % self.world if even else size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order the next `iter` gives."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.rank, self.taken, self.world))
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator)
-        return iter(order[self.rank : self.taken : self.world].tolist())
-
-    def __len__(self) -> int:
-        return len(range(self.rank, self.taken, self.world))
+    loaders: list[Any]
+    counts: list[int | float]
+    names: list[str]
+    tags: list[str | None]
 
 
 class Loaders:
@@ -82,115 +64,125 @@ class Loaders:
     ) -> None:
         self.seed = 0
         self._sources, self._given, self._limits, self._share = sources, given, limits, share
-        self._ready: dict[str, tuple[list[Any], list[int | float]]] = {}
+        self._ready: dict[str, LoaderSet] = {}
 
-    def get(self, kind: str) -> tuple[list[Any], list[int | float]]:
+    def get(self, kind: str) -> LoaderSet:
         """The loaders of a kind, and how many batches of each to run."""
         if kind not in self._ready:
-            prepared = [
-                prepare_loader(loader, seed=self.seed, training=kind == "train", share=self._share)
-                for loader in self._request(kind)
+            loaders, names = self._request(kind)
+            training, name = kind == "train", f"limit_{kind}_batches"
+            prepared = [prepare_loader(p, seed=self.seed, training=training, share=self._share) for p in loaders]
+            counts = [count_batches(p, self._limits[kind], name) for p in prepared]
+            tags: list[str | None] = [*names] or [
+                f"dataloader_idx_{n}" if len(loaders) > 1 else None for n in range(len(loaders))
             ]
-            name = f"limit_{kind}_batches"
-            self._ready[kind] = (prepared, [count_batches(p, self._limits[kind], name) for p in prepared])
+            self._ready[kind] = LoaderSet(prepared, counts, names, tags)
         return self._ready[kind]
 
     def train(self) -> tuple[Any, int | float]:
         """The train loader and its number of batches."""
-        loaders, counts = self.get("train")
+        loaders, counts, *_ = self.get("train")
         if len(loaders) != 1:
-            raise MisconfigurationException(
-                f"{len(loaders)} train loaders were given; give one, to fit or as the train_dataloader hook"
-            )
+            raise MisconfigurationException(f"{len(loaders)} train loaders were given; give one, to fit or as its hook")
         if counts[0] == 0 and self._limits["train"]:
             raise MisconfigurationException("the train loader has no batch; is batch_size too large for drop_last?")
         return loaders[0], counts[0]
 
     def close(self) -> None:
         """End workers that were to persist; if the garbage collector finds them, each may hold it up for seconds."""
-        for loaders, _ in self._ready.values():
-            for loader in loaders:
+        for ready in self._ready.values():
+            for loader in ready.loaders:
                 if isinstance(loader, DataLoader):
                     loader._iterator = None
 
-    def _request(self, kind: str) -> list[Any]:
+    def _request(self, kind: str) -> tuple[list[Any], list[str]]:
         loaders = self._given.get(kind)
         for source in self._sources:
             if loaders is None:
                 loaders = getattr(source, f"{kind}_dataloader")()
         if isinstance(loaders, Mapping):
-            raise MisconfigurationException(f"the {kind} loaders were given as a {type(loaders).__name__}; give a list")
+            _check_names(kind, loaders)
+            return list(loaders.values()), list(loaders) if len(loaders) > 1 else []
         if loaders is None:
-            return []
-        return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+            return [], []
+        return list(loaders) if isinstance(loaders, list | tuple) else [loaders], []
+
+
+def _check_names(kind: str, loaders: Mapping[Any, Any]) -> None:
+    if kind == "train":
+        raise MisconfigurationException(f"the train loaders were given as a {type(loaders).__name__}; give one loader")
+    for name in loaders:
+        if not isinstance(name, str) or not name.strip() or "/" in name:
+            raise MisconfigurationException(f"a {kind} loader has the name {name!r}; give a text without '/'")
 
 
 def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True) -> Any:
-    """The same loader with our sampler and a generator of its own.
+    """The same loader with our order, randomness of samples, and a generator of its own.
 
-    Only a plain `DataLoader` with torch's default samplers is rebuilt, from its public attributes. Anything else (a
-    subclass, a sampler of the user's, an iterable dataset) is used as it is.
+    A plain `DataLoader` of a map dataset is rebuilt with a `SeededDataset`, and with an `EpochSampler` for torch's
+    default samplers and its WeightedRandomSampler. Subclasses and iterable datasets are used as they are.
 
     Args:
         loader: What a `*_dataloader` hook returned.
         seed: Seed of the run.
         training: Whether processes must run equally many batches.
-        share: Share samples among processes; otherwise a loader is left alone when there are several.
+        share: Share samples among processes; otherwise samplers are left alone when there are several.
 
     Raises:
         MisconfigurationException: There are fewer samples than processes, or none to train on.
     """
     if not isinstance(loader, DataLoader):
         return loader
-    if not _has_default_sampler(loader) or (distributed.world_size() > 1 and not share):
-        if distributed.world_size() > 1 and not hasattr(loader.sampler, "num_replicas"):
-            distributed.rank_zero_warn("a loader with a sampler of its own gives every process all its samples")
-        if loader.generator is None:
-            loader.generator = torch.Generator()
+    plain = type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
+    several = distributed.world_size() > 1
+    own = _epoch_sampler(loader, seed, training) if plain and (share or not several) else None
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if own is None and several and not hasattr(sampler, "num_replicas"):
+        distributed.rank_zero_warn("a loader with a sampler of its own gives every process all its samples")
+    if not plain:
+        loader.generator = loader.generator or torch.Generator()
         return loader
-    shuffle = isinstance(loader.sampler, RandomSampler)
-    sampler = EpochSampler(len(loader.dataset), shuffle=shuffle, seed=seed, even=training)  # type: ignore[arg-type]
+    batches = loader.batch_sampler
+    order: dict[str, Any] = {"batch_sampler": batches}
+    if batches is None or type(batches) is BatchSampler:
+        order = {"sampler": sampler if own is None else own, "batch_size": getattr(batches, "batch_size", None)}
+        order["drop_last"] = getattr(batches, "drop_last", False)
+    return DataLoader(
+        SeededDataset(loader.dataset, seed, workers=loader.num_workers > 0),
+        generator=(loader.generator if own is None else None) or torch.Generator(),
+        **order,
+        **{name: getattr(loader, name) for name in KEPT},
+    )
+
+
+def _epoch_sampler(loader: DataLoader[Any], seed: int, training: bool) -> EpochSampler | None:
+    """Our sampler in place of the loader's, if that is one of torch's whose rule we know."""
+    if type(loader.batch_sampler) is not BatchSampler:
+        return None
+    given = loader.batch_sampler.sampler
+    weighted = given if type(given) is WeightedRandomSampler else None
+    permutes = type(given) is RandomSampler and not given.replacement
+    whole = (permutes or type(given) is SequentialSampler) and len(given) == len(loader.dataset)  # type: ignore[arg-type]
+    if not whole and weighted is None:
+        return None
+    sampler = EpochSampler(len(given), shuffle=permutes, seed=seed, even=training, weighted=weighted)  # type: ignore[arg-type]
     if training and not sampler.size:
         raise MisconfigurationException("the training set is empty; check the folder, or the arguments, of the data")
     if 0 < sampler.size < sampler.world:
-        raise MisconfigurationException(
-            f"a dataset of {sampler.size} samples cannot be shared by {sampler.world} processes; start fewer"
-        )
-    return DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator(),
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        in_order=loader.in_order,
-    )
-
-
-def _has_default_sampler(loader: DataLoader[Any]) -> bool:
-    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
-        return False
-    sampler = loader.sampler
-    plain = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
-    )
-    return plain and type(loader.batch_sampler) is BatchSampler
+        raise MisconfigurationException(f"only {sampler.size} samples for {sampler.world} processes; start fewer")
+    return sampler
 
 
 def start_epoch(loader: Any, seed: int, epoch: int) -> None:
     """Tell a loader, its dataset and its samplers which epoch comes next."""
-    if isinstance(loader, DataLoader) and isinstance(loader.generator, torch.Generator):
-        loader.generator.manual_seed(mix(seed, epoch, 1, distributed.rank()))
-    if isinstance(loader, DataLoader) and isinstance(loader.sampler, EpochSampler):
+    if isinstance(loader, DataLoader):
+        if isinstance(loader.generator, torch.Generator):
+            loader.generator.manual_seed(mix(seed, epoch, 1, distributed.rank()))
         # A run that goes on takes its seed from the checkpoint, perhaps after the loader was made.
-        loader.sampler.seed = seed
+        if isinstance(loader.sampler, EpochSampler):
+            loader.sampler.seed = seed
+        if isinstance(loader.dataset, SeededDataset):
+            loader.dataset.start_epoch(seed, epoch)
     for name in ("sampler", "batch_sampler", "dataset"):
         set_epoch = getattr(getattr(loader, name, None), "set_epoch", None)
         if set_epoch is not None:

@@ -42,21 +42,13 @@ class ModelHooks(nn.Module):
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
 
-    # Testing.
-    def on_test_start(self) -> None: ...
-    def on_test_end(self) -> None: ...
-    def on_test_epoch_start(self) -> None: ...
-    def on_test_epoch_end(self) -> None: ...
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-
-    # Prediction.
-    def on_predict_start(self) -> None: ...
-    def on_predict_end(self) -> None: ...
-    def on_predict_epoch_start(self) -> None: ...
-    def on_predict_epoch_end(self) -> None: ...
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    # Testing and prediction, at the same moments.
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     # A checkpoint is about to be written (add plain data to it), or was read (weights are not yet loaded).
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
@@ -69,11 +61,7 @@ class ModelHooks(nn.Module):
     def on_validation_model_eval(self) -> None:
         self.eval()
 
-    def on_test_model_eval(self) -> None:
-        self.eval()
-
-    def on_predict_model_eval(self) -> None:
-        self.eval()
+    on_test_model_eval = on_predict_model_eval = on_validation_model_eval
 
 
 class DataHooks:
@@ -87,15 +75,15 @@ class DataHooks:
         return None
 
     def val_dataloader(self) -> Any:
-        """The loader to validate on, or a list of them."""
+        """The loader to validate on, or several in a list or by name."""
         return None
 
     def test_dataloader(self) -> Any:
-        """The loader to test on, or a list of them."""
+        """The loader to test on, or several in a list or by name."""
         return None
 
     def predict_dataloader(self) -> Any:
-        """The loader to predict, or a list of them."""
+        """The loader to predict, or several in a list or by name."""
         return None
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -124,7 +112,6 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)([move_to_device(value, device) for value in batch])
     if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(
-            batch, **{f.name: move_to_device(getattr(batch, f.name), device) for f in fields(batch) if f.init}
-        )
+        names = [field.name for field in fields(batch) if field.init]
+        return replace(batch, **{name: move_to_device(getattr(batch, name), device) for name in names})
     return batch.to(device) if hasattr(batch, "to") else batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,11 @@ import torch
 
 from engine import distributed
 from engine.callback import Callback, check_hook_names, is_overridden
-from engine.callbacks import ModelCheckpoint, ModelSummary, RichProgressBar
 from engine.data import Loaders
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
-from engine.loggers import Logger, TensorBoardLogger
 from engine.module import DataModule, Module
-from engine.strategy import SingleDevice
+from engine.strategy import Strategy
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -74,16 +72,9 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
         model.teardown(stage)
         t.loaders.close()
         # Lets go of DDP, which would keep the process group alive beyond its end.
-        t.strategy = SingleDevice(model)
+        t.strategy = Strategy(model.training_step)
         for logger in t.loggers:
             logger.finalize(status)
-
-
-def log_hyperparams(t: Trainer) -> None:
-    """Hand the arguments of model and data to the loggers."""
-    hparams = {**(t.datamodule.hparams if t.datamodule is not None else {}), **t.module.hparams}
-    for logger in t.loggers:
-        logger.log_hyperparams(hparams)
 
 
 def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
@@ -110,9 +101,8 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     # A model's callbacks replace the trainer's of the same type.
     t.dispatch([c for c in t.callbacks if type(c) not in {type(mine) for mine in own}] + own)
     t.step_takes_batch_idx = len(inspect.signature(model.training_step).parameters) > 1
-    for name in TRANSFER_HOOKS:
-        owner = next((source for source in sources if is_overridden(source, name, DataHooks)), model)
-        t.transfer_hooks[name] = getattr(owner, name)
+    owners = [next((s for s in sources if is_overridden(s, name, DataHooks)), model) for name in TRANSFER_HOOKS]
+    t.transfer_hooks = [getattr(owner, name) for owner, name in zip(owners, TRANSFER_HOOKS, strict=True)]
 
 
 def _set_up(t: Trainer) -> None:
@@ -156,30 +146,3 @@ def check_arguments(t: Trainer) -> None:
         raise MisconfigurationException(f"gradient_clip_val={clip!r}; give a number from 0, or none")
     if t.gradient_clip_algorithm not in ("norm", "value"):
         raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")
-
-
-def as_loggers(logger: Logger | Sequence[Logger] | bool, root: str) -> list[Logger]:
-    """The loggers that the `logger` argument stands for."""
-    if isinstance(logger, bool):
-        return [TensorBoardLogger(root)] if logger else []
-    return list(logger) if isinstance(logger, Sequence) else [logger]
-
-
-def with_default_callbacks(
-    callbacks: Callback | Sequence[Callback] | None, checkpointing: bool, progress_bar: bool, model_summary: bool
-) -> list[Callback]:
-    """The given callbacks and, where they are enabled and not among them, the standard ones.
-
-    Raises:
-        MisconfigurationException: Checkpointing is off, and a ModelCheckpoint was given.
-    """
-    chosen = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-    if not checkpointing and any(isinstance(c, ModelCheckpoint) for c in chosen):
-        raise MisconfigurationException("enable_checkpointing=False, but callbacks has a ModelCheckpoint; drop one")
-    defaults = [
-        (progress_bar, RichProgressBar),
-        (model_summary, ModelSummary),
-        (checkpointing, ModelCheckpoint),
-    ]
-    chosen += [kind() for wanted, kind in defaults if wanted and not any(isinstance(c, kind) for c in chosen)]
-    return chosen

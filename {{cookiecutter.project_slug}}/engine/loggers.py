@@ -9,14 +9,18 @@ import csv
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from engine.distributed import is_rank_zero
 from engine.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
 
 
 class Logger:
@@ -203,3 +207,17 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     # A killed run may have left half a row behind.
     reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
     return list(reader), list(reader.fieldnames or ["step"])
+
+
+def as_loggers(logger: Logger | Sequence[Logger] | bool, root: str) -> list[Logger]:
+    """The loggers that the `logger` argument of the Trainer stands for."""
+    if isinstance(logger, bool):
+        return [TensorBoardLogger(root)] if logger else []
+    return list(logger) if isinstance(logger, Sequence) else [logger]
+
+
+def log_hyperparams(t: Trainer) -> None:
+    """Hand the arguments of model and data to the loggers."""
+    hparams = {**(t.datamodule.hparams if t.datamodule is not None else {}), **t.module.hparams}
+    for logger in t.loggers:
+        logger.log_hyperparams(hparams)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from engine import distributed
-from engine.callback import Callback
+from engine.callback import Callback, Hook, P
 from engine.data import batches, start_epoch
 from engine.exceptions import MisconfigurationException
 from engine.hooks import move_to_device
 from engine.metrics import Meter, Scope
-from engine.optim import step_plateau_schedulers, step_schedulers
+from engine.optim import step_schedulers
 from engine.seed import isolated_rng
-from engine.strategy import NO_CONTEXT
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -55,13 +54,11 @@ class TrainState:
 def fit_epochs(t: Trainer) -> None:
     """Train until `stop_reason(t)` names a reason."""
     t.metrics.stage, t.metrics.scope = "train", Scope.EPOCH
-    t.call(Callback.on_train_start)
-    t.module.on_train_start()
+    call_both(t, Callback.on_train_start)
     while stop_reason(t) is None:
         train_epoch(t)
     t.metrics.scope = None
-    t.call(Callback.on_train_end)
-    t.module.on_train_end()
+    call_both(t, Callback.on_train_end)
 
 
 def train_epoch(t: Trainer) -> None:
@@ -71,8 +68,7 @@ def train_epoch(t: Trainer) -> None:
     start_epoch(loader, state.seed, state.epoch)
     metrics.scope = Scope.EPOCH
     metrics.fresh.clear()
-    t.call(Callback.on_train_epoch_start)
-    module.on_train_epoch_start()
+    call_both(t, Callback.on_train_epoch_start)
     skip_rest = None
     for batch_idx, batch, t.is_last_batch in batches(loader, count):
         skip_rest = train_batch(t, batch, batch_idx)
@@ -89,14 +85,16 @@ def train_epoch(t: Trainer) -> None:
     if skip_rest is None:
         raise MisconfigurationException(f"the train loader gave no batch in epoch {state.epoch}; check its data")
     metrics.scope = Scope.EPOCH
-    t.call(Callback.on_train_epoch_end)
-    module.on_train_epoch_end()
+    call_both(t, Callback.on_train_epoch_end)
     t.log_metrics(_by_name(metrics.flush_epoch()), t.log_step)
     metrics.scope = None
-    step_plateau_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics)
+    step_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics)
     # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
     state.epoch_over = t.is_last_batch or not step_limit_reached(t)
-    t.call_monitoring_callbacks()
+    # ModelCheckpoint, EarlyStopping and others that watch metrics.
+    for callback in t.callbacks:
+        if callback.monitoring:
+            callback.on_train_epoch_end(t, module)
     if state.epoch_over:
         state.epoch, state.batches_done, state.epoch_over = state.epoch + 1, 0, False
 
@@ -128,26 +126,24 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
     Returns:
         Whether the module asked to skip the rest of the epoch, this batch included.
     """
-    state, metrics, module = t.state, t.metrics, t.module
+    state, metrics = t.state, t.metrics
     batch = t.to_device(batch, 0)
     metrics.begin_batch(Scope.TRAIN_BATCH, batch)
-    t.call(Callback.on_train_batch_start, batch, batch_idx)
-    if module.on_train_batch_start(batch, batch_idx) == -1:
+    if call_both(t, Callback.on_train_batch_start, batch, batch_idx) == -1:
         return True
     stepping = ends_window(t, batch_idx)
-    outputs = forward_backward(t, batch, batch_idx, NO_CONTEXT if stepping else t.strategy.no_sync())
+    outputs = forward_backward(t, batch, batch_idx, nullcontext() if stepping else t.strategy.no_sync())
     state.batches_done = batch_idx + 1
     if stepping:
         optimizer_step(t, window=batch_idx % t.accumulate_grad_batches + 1)
         step_schedulers(t.lr_scheduler_configs, "step", state.global_step)
     if t.is_last_batch:
         step_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1)
-    t.call(Callback.on_train_batch_end, outputs, batch, batch_idx)
-    module.on_train_batch_end(outputs, batch, batch_idx)
+    call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
     if stepping:
         if state.global_step % t.log_every_n_steps == 0:
             t.log_metrics(metrics.flush_step(), t.log_step)
-        step_plateau_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics)
+        step_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics)
     return False
 
 
@@ -161,13 +157,12 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
     """
     module, precision = t.module, t.precision_plugin
     with no_sync:
-        with precision.context():
+        with precision.context:
             output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
         loss, extra = _split_output(output)
         if batch_idx % t.accumulate_grad_batches == 0:
             optimizer = t.optimizers[0]
-            t.call(Callback.on_before_zero_grad, optimizer)
-            module.on_before_zero_grad(optimizer)
+            call_both(t, Callback.on_before_zero_grad, optimizer)
             module.optimizer_zero_grad(t.current_epoch, batch_idx, optimizer)
         if loss is None and distributed.active():
             raise MisconfigurationException(
@@ -178,11 +173,9 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
         if t.accumulate_grad_batches > 1:
             loss = loss / t.accumulate_grad_batches
         scaled = precision.scale(loss)
-        t.call(Callback.on_before_backward, scaled)
-        module.on_before_backward(scaled)
+        call_both(t, Callback.on_before_backward, scaled)
         module.backward(scaled)
-        t.call(Callback.on_after_backward)
-        module.on_after_backward()
+        call_both(t, Callback.on_after_backward)
     return {**extra, "loss": loss.detach()}
 
 
@@ -195,8 +188,7 @@ def optimizer_step(t: Trainer, window: int) -> None:
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
-    t.call(Callback.on_before_optimizer_step, optimizer)
-    module.on_before_optimizer_step(optimizer)
+    call_both(t, Callback.on_before_optimizer_step, optimizer)
     module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
     precision.step(optimizer)
     t.state.global_step += 1
@@ -222,41 +214,43 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         outputs: Takes what the steps return, on the CPU: a list for each loader. None drops it.
 
     Returns:
-        One dict of logged epoch values per loader.
+        One dict of logged epoch values per loader; what sets with names have in common is in each.
     """
-    loaders, counts = t.evaluation_loaders(stage)
-    if not loaders and t.stage != "fit":
+    sets = t.evaluation_loaders(stage)
+    if not sets.loaders and t.stage != "fit":
         raise MisconfigurationException(f"there is nothing to {t.stage} on; give dataloaders, or write their hook")
-    if not any(counts):
+    if not any(sets.counts):
         return []
     metrics = t.metrics
+    metrics.samples = dict.fromkeys(sets.names, 0)
     metrics.stage, metrics.scope = stage, None
     logging = None if stage == "predict" else Scope.EPOCH
     with evaluation_mode(t, stage):
         metrics.scope = logging
-        call_both(t, f"on_{stage}_start")
-        call_both(t, f"on_{stage}_epoch_start")
-        for index, (loader, count) in enumerate(zip(loaders, counts, strict=True)):
-            metrics.loader = index if len(loaders) > 1 else None
-            kept = evaluate_loader(t, stage, loader, count, keep=outputs is not None)
+        call_both(t, getattr(Callback, f"on_{stage}_start"))
+        call_both(t, getattr(Callback, f"on_{stage}_epoch_start"))
+        for index, metrics.loader in enumerate(sets.tags):
+            kept = evaluate_loader(t, stage, index, keep=outputs is not None)
             if outputs is not None:
                 outputs.append(kept)
         metrics.loader, metrics.scope = None, logging
-        call_both(t, f"on_{stage}_epoch_end")
+        call_both(t, getattr(Callback, f"on_{stage}_epoch_end"))
         results = metrics.flush_epoch()
         metrics.scope = None
         t.log_metrics(_by_name(results), t.log_step)
-        call_both(t, f"on_{stage}_end")
-    # What was logged at the epoch's end belongs to every loader.
-    return [_by_name([r for r in results if r[0].loader in (None, n)], every=True) for n in range(len(loaders))]
+        call_both(t, getattr(Callback, f"on_{stage}_end"))
+    # What is of no single loader belongs to every one.
+    return [_by_name([r for r in results if r[0].loader in (None, tag)], every=True) for tag in sets.tags]
 
 
 @contextmanager
 def evaluation_mode(t: Trainer, stage: str) -> Iterator[None]:
     """Evaluate without gradients and in evaluation mode; every submodule gets its own mode back, come what may."""
+    # Inference mode only on its own: within fit weights change again, and across processes gloo needs no_grad.
+    inference = t.inference_mode and t.stage != "fit" and not distributed.active()
     modes = [(part, part.training) for part in t.module.modules()]
     try:
-        with t.no_grad_context():
+        with torch.inference_mode() if inference else torch.no_grad():
             getattr(t.module, f"on_{stage}_model_eval")()
             yield
     finally:
@@ -264,20 +258,20 @@ def evaluation_mode(t: Trainer, stage: str) -> Iterator[None]:
             part.training = training
 
 
-def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float, keep: bool) -> list[Any]:
+def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]:
     """Run the batches of one loader; returns what the steps gave, if it is to be kept."""
-    module, metrics = t.module, t.metrics
-    step = getattr(module, f"{stage}_step")
-    start, end = f"on_{stage}_batch_start", f"on_{stage}_batch_end"
+    metrics, sets = t.metrics, t.evaluation_loaders(stage)
+    step = getattr(t.module, f"{stage}_step")
+    start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
     scope = None if stage == "predict" else Scope.EVAL_BATCH
     kept: list[Any] = []
-    start_epoch(loader, t.state.seed, 0)
-    for batch_idx, batch, _ in batches(loader, count):
-        batch = t.to_device(batch, metrics.loader or 0)
+    start_epoch(sets.loaders[index], t.state.seed, 0)
+    for batch_idx, batch, _ in batches(sets.loaders[index], sets.counts[index]):
+        batch = t.to_device(batch, index)
         metrics.begin_batch(scope, batch)
-        which = (batch_idx,) if metrics.loader is None else (batch_idx, metrics.loader)
+        which = (batch_idx,) if metrics.loader is None else (batch_idx, index)
         call_both(t, start, batch, *which)
-        with t.precision_plugin.context():
+        with t.precision_plugin.context:
             outputs = step(batch, *which)
         call_both(t, end, outputs, batch, *which)
         metrics.scope = None
@@ -290,10 +284,10 @@ def evaluate_loader(t: Trainer, stage: str, loader: Any, count: int | float, kee
     return kept
 
 
-def call_both(t: Trainer, name: str, *args: Any) -> None:
-    """Call a hook that callbacks and module have in common."""
-    t.call(getattr(Callback, name), *args)
-    getattr(t.module, name)(*args)
+def call_both(t: Trainer, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> Any:
+    """Call `hook` on the callbacks, then on the module, whose answer is returned."""
+    t.call(hook, *args, **kwargs)
+    return getattr(t.module, hook.__name__)(*args, **kwargs)
 
 
 def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
@@ -310,9 +304,7 @@ def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
         )
     if loss.numel() != 1 or not loss.requires_grad:
         fault = f"of shape {tuple(loss.shape)}" if loss.numel() != 1 else "without gradient"
-        raise MisconfigurationException(
-            f"training_step returned a loss {fault}; return one number computed from the model's parameters"
-        )
+        raise MisconfigurationException(f"training_step returned a loss {fault}; return one number with a gradient")
     return loss, extra
 
 

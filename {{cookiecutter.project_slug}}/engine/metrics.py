@@ -46,6 +46,7 @@ class Meter:
     """Running value of one logged name.
 
     Attributes:
+        loader: What the evaluation loader is called, if there are several.
         last: The newest value, 0-d and detached, if logged on steps.
         total: Sum (weighted, for means), minimum or maximum since the epoch began, float64 where the device has it.
         weight: Number of samples behind `total`.
@@ -53,7 +54,7 @@ class Meter:
     """
 
     name: str
-    loader: int | None
+    loader: str | None
     options: LogOptions
     last: Value | None = None
     total: Value | None = None
@@ -63,28 +64,24 @@ class Meter:
     def label(self, suffix: str = "") -> str:
         """Full name; the suffix "_step" or "_epoch" counts only where both of these values are logged."""
         forked = self.options.on_step and self.options.on_epoch
-        tail = "" if self.loader is None else f"/dataloader_idx_{self.loader}"
+        tail = "" if self.loader is None else f"/{self.loader}"
         return f"{self.name}{suffix if forked else ''}{tail}"
 
     def add(self, value: Value, weight: float) -> None:
-        """Take in one value that stands for `weight` samples."""
+        """Take in one value, in a mean one that stands for `weight` samples (1 elsewhere)."""
         if self.options.on_step:
             self.last = value
         if not self.options.on_epoch:
             return
-        reduce_fx = self.options.reduce_fx
-        if reduce_fx == "mean":
-            self.weight += weight
+        self.weight += weight
         if self.total is None:
-            self.total = _wide(value) * weight if reduce_fx == "mean" else _wide(value)
-        elif reduce_fx in ("mean", "sum"):
-            scale = weight if reduce_fx == "mean" else 1.0
-            if isinstance(self.total, Tensor) and isinstance(value, Tensor):
-                self.total.add_(value, alpha=scale)
-            else:
-                self.total = self.total + value * scale
+            self.total = _wide(value) * weight
+        elif self.options.reduce_fx in ("min", "max"):
+            self.total = _extreme(self.options.reduce_fx, self.total, value)
+        elif isinstance(self.total, Tensor) and isinstance(value, Tensor):
+            self.total.add_(value, alpha=weight)
         else:
-            self.total = _extreme(reduce_fx, self.total, value)
+            self.total = self.total + value * weight
 
     def epoch_value(self) -> Value | None:
         """The value of the epoch so far; None where nothing was logged."""
@@ -108,7 +105,8 @@ class MetricStore:
     Attributes:
         stage: "train", "validation" or "test": meters of different stages never mix.
         scope: Where the loop stands; None where logging is not possible.
-        loader: Number of the evaluation loader, if there are several.
+        loader: What the evaluation loader is called, if there are several.
+        samples: Samples run through each evaluation loader so far, if they have names.
         callback_values: Name to 0-d tensor, what callbacks may monitor; lives as long as the run.
         fresh: Names with a new value since the current training epoch began.
         validated: Whether validation has run, so that its names are known.
@@ -118,8 +116,9 @@ class MetricStore:
 
     stage: str = "train"
     scope: Scope | None = None
-    loader: int | None = None
-    meters: dict[tuple[str, Scope, str, int | None], Meter] = field(default_factory=dict)
+    loader: str | None = None
+    samples: dict[str, int] = field(default_factory=dict)
+    meters: dict[tuple[str, Scope, str, str | None], Meter] = field(default_factory=dict)
     callback_values: dict[str, Tensor] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
     validated: bool = False
@@ -131,6 +130,8 @@ class MetricStore:
     def begin_batch(self, scope: Scope | None, batch: Any) -> None:
         """A batch starts; its size is looked up only if somebody logs a mean."""
         self.scope, self._batch, self._batch_size = scope, batch, None
+        if self.loader in self.samples:
+            self.samples[self.loader] += self._size()
 
     def log(
         self, name: str, value: Value | Metric, options: LogOptions, batch_size: int | None, add_dataloader_idx: bool
@@ -139,8 +140,7 @@ class MetricStore:
         scope = self.scope
         if scope is None:
             raise MisconfigurationException(
-                f"self.log({name!r}, ...) is not possible in this hook: log in steps, batch hooks and the hooks at "
-                "the start or end of an epoch"
+                f"self.log({name!r}, ...) is not possible in this hook; log in steps, batch hooks or at an epoch's ends"
             )
         key = (self.stage, scope, name, self.loader if add_dataloader_idx else None)
         meter = self.meters.get(key)
@@ -155,8 +155,7 @@ class MetricStore:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise MisconfigurationException(
-                    f"self.log({name!r}, ...) was given a tensor of shape {tuple(value.shape)}; log one number, "
-                    "for example its mean()"
+                    f"self.log({name!r}, ...) was given a tensor of shape {tuple(value.shape)}; log its mean(), say"
                 )
             # A copy, because what was logged may be changed in place before the next flush.
             meter.add(value.detach().clone().reshape(()), self._weight(options, batch_size))
@@ -175,44 +174,31 @@ class MetricStore:
     def flush_step(self) -> dict[str, float]:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
         of_stage = [m for key, m in self.meters.items() if key[0] == self.stage and m.loader in (None, self.loader)]
-        meters = [m for m in of_stage if m.last is not None]
-        numbers = _to_floats([m.last for m in meters if m.last is not None])
-        # Only in training do all processes run the same batches.
-        if self.stage == "train" and distributed.active() and any(m.options.sync_dist for m in meters):
-            numbers = _reduce_steps(meters, numbers)
-        for meter, number in zip(meters, numbers, strict=True):
-            if meter.options.prog_bar:
-                self.progress_bar[meter.label("_step")] = number
-        to_logger = {m.label("_step"): n for m, n in zip(meters, numbers, strict=True) if m.options.logger}
-        self.logged.update(to_logger)
-        if self.stage != "train":
-            for meter in meters:
+        results = _fetch([(m, m.last) for m in of_stage if m.last is not None])
+        if self.stage == "train":
+            # Only in training do all processes run the same batches.
+            results = _over_processes(results, "_step")
+        else:
+            for meter, _ in results:
                 meter.last = None
-        return to_logger
+        return self._publish(results, "_step")
 
     def flush_epoch(self) -> list[tuple[Meter, float]]:
-        """Compute, fetch and reset the epoch values of this stage."""
+        """Compute, fetch and reset the epoch values of this stage; for named sets, add what they have in common."""
         self.validated |= self.stage == "validation"
         self._keep_step_values()
         of_stage = [m for key, m in self.meters.items() if key[0] == self.stage]
-        meters = [m for m in of_stage if m.options.on_epoch]
-        if distributed.active():
-            _reduce_epoch(meters)
-        pairs = [(m, v) for m, v in ((m, m.epoch_value()) for m in meters) if v is not None]
-        numbers = _to_floats([value for _, value in pairs])
-        for (meter, value), number in zip(pairs, numbers, strict=True):
-            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-            name = meter.label("_epoch")
-            for alias in {name, meter.label()}:
-                self.callback_values[alias] = tensor.float() if tensor.is_floating_point() else tensor
+        found = [(m, v) for m in of_stage if m.options.on_epoch and (v := m.epoch_value()) is not None]
+        results = _over_processes(_fetch(found), "_epoch")
+        results += self._over_sets(results)
+        for meter, number in results:
+            for alias in {meter.label("_epoch"), meter.label()}:
+                self.callback_values[alias] = torch.tensor(number)
                 self.fresh.add(alias)
-            if meter.options.prog_bar:
-                self.progress_bar[name] = number
-            if meter.options.logger:
-                self.logged[name] = number
+        self._publish(results, "_epoch")
         for meter in of_stage:
             meter.reset()
-        return [(meter, number) for (meter, _), number in zip(pairs, numbers, strict=True)]
+        return results
 
     def callback_metrics(self) -> dict[str, Tensor]:
         """Everything that can be monitored, as 0-d tensors: epoch values, and the newest step values of training."""
@@ -235,16 +221,45 @@ class MetricStore:
                     self.callback_values[alias] = value
                     self.fresh.add(alias)
 
+    def _publish(self, results: list[tuple[Meter, float]], suffix: str) -> dict[str, float]:
+        """Show values in the progress bar, of named sets only what they have in common; return those to log."""
+        for meter, number in results:
+            if meter.options.prog_bar and meter.loader not in self.samples:
+                self.progress_bar[meter.label(suffix)] = number
+        to_logger = {meter.label(suffix): number for meter, number in results if meter.options.logger}
+        self.logged.update(to_logger)
+        return to_logger
+
+    def _over_sets(self, results: list[tuple[Meter, float]]) -> list[tuple[Meter, float]]:
+        """Under the plain name of each value of named sets: their mean by samples, or their sum, minimum or maximum."""
+        parts = distributed.all_gather(self.samples) if self.samples else []
+        samples = {name: float(sum(part[name] for part in parts)) for name in self.samples}
+        owners = {(id(m.metric), m.loader) for m, _ in results if m.metric is not None and m.loader in samples}
+        if len({metric for metric, _ in owners}) < len(owners):
+            raise MisconfigurationException("one torchmetrics object was logged for several sets; give each a clone()")
+        # A value that was logged under the plain name stays.
+        plain = {meter.name for meter, _ in results if meter.loader is None}
+        sets: dict[str, list[tuple[Meter, float]]] = {}
+        for meter, number in results:
+            if meter.loader in samples and meter.name not in plain:
+                sets.setdefault(meter.name, []).append((meter, number))
+        merged = []
+        for name, members in sets.items():
+            options = members[0][0].options
+            values = [(number, samples[str(meter.loader)]) for meter, number in members]
+            merged.append((Meter(name, None, options), _merge(options.reduce_fx, values)))
+        return merged
+
     def _weight(self, options: LogOptions, batch_size: int | None) -> float:
-        if not options.on_epoch or options.reduce_fx != "mean":
+        at_end = self.scope is Scope.EPOCH and batch_size is None
+        if at_end or not options.on_epoch or options.reduce_fx != "mean":
             return 1.0
-        if batch_size is not None:
-            return float(batch_size)
-        if self.scope is Scope.EPOCH:
-            return 1.0
+        return float(self._size() if batch_size is None else batch_size)
+
+    def _size(self) -> int:
         if self._batch_size is None:
-            self._batch_size = find_batch_size(self._batch)
-        return float(self._batch_size or 1)
+            self._batch_size = find_batch_size(self._batch) or 1
+        return self._batch_size
 
 
 def find_batch_size(batch: Any) -> int | None:
@@ -262,15 +277,11 @@ def find_batch_size(batch: Any) -> int | None:
 
 def _resolve(scope: Scope, given: LogOptions) -> LogOptions:
     """Options with the defaults of the scope, and the reduction by name."""
-    on_step, on_epoch, prog_bar, logger, reduce_fx, sync_dist = given
-    training = scope is Scope.TRAIN_BATCH
-    return LogOptions(
-        training if on_step is None else on_step,
-        not training if on_epoch is None else on_epoch,
-        prog_bar,
-        logger,
-        reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", repr(reduce_fx)),
-        sync_dist,
+    training, reduce_fx = scope is Scope.TRAIN_BATCH, given.reduce_fx
+    return given._replace(
+        on_step=training if given.on_step is None else given.on_step,
+        on_epoch=not training if given.on_epoch is None else given.on_epoch,
+        reduce_fx=reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", repr(reduce_fx)),
     )
 
 
@@ -309,43 +320,41 @@ def _scalar(name: str, value: Any) -> Tensor:
     return value.detach().reshape(())
 
 
-def _to_floats(values: list[Value]) -> list[float]:
+def _fetch(values: list[tuple[Meter, Value]]) -> list[tuple[Meter, float]]:
     """Python floats of 0-d tensors (one device-to-host copy for all) and of numbers, in order."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
+    tensors = [value for _, value in values if isinstance(value, Tensor)]
     fetched: list[float] = []
     if tensors:
         device = tensors[0].device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         fetched = torch.stack([tensor.to(device, dtype) for tensor in tensors]).tolist()
     supply = iter(fetched)
-    return [next(supply) if isinstance(value, Tensor) else float(value) for value in values]
+    return [(meter, next(supply) if isinstance(value, Tensor) else float(value)) for meter, value in values]
 
 
-def _reduce_steps(meters: list[Meter], numbers: list[float]) -> list[float]:
-    """Mean, sum, min or max over processes of the step values that ask for `sync_dist`."""
-    gathered = distributed.all_gather({m.label("_step"): n for m, n in zip(meters, numbers, strict=True)})
-    reduced = []
-    for meter, number in zip(meters, numbers, strict=True):
-        column = [values[meter.label("_step")] for values in gathered if meter.label("_step") in values]
-        total = _combine(meter.options.reduce_fx, column) / (len(column) if meter.options.reduce_fx == "mean" else 1)
-        reduced.append(total if meter.options.sync_dist else number)
-    return reduced
-
-
-def _reduce_epoch(meters: list[Meter]) -> None:
-    """Merge totals and weights over processes, so that every sample counts once.
+def _over_processes(results: list[tuple[Meter, float]], suffix: str) -> list[tuple[Meter, float]]:
+    """Merge the values that ask for `sync_dist` over processes; in those of an epoch every sample counts once.
 
     Names are matched, not positions: a process whose share had fewer batches may have logged less.
     """
-    wanted = [m for m in meters if m.options.sync_dist and m.metric is None and m.total is not None]
-    totals = _to_floats([m.total for m in wanted if m.total is not None])
-    mine = {m.label("_epoch"): (total, m.weight) for m, total in zip(wanted, totals, strict=True)}
+    of_step = suffix == "_step"
+    # A torchmetrics object reduces its epoch's value itself.
+    wanted = [(m, number) for m, number in results if m.options.sync_dist and (of_step or m.metric is None)]
+    if not distributed.active() or (of_step and not wanted):
+        return results
+    mine = {meter.label(suffix): (number, 1.0 if of_step else meter.weight) for meter, number in wanted}
     gathered = distributed.all_gather(mine)
-    for meter in wanted:
-        parts = [values[meter.label("_epoch")] for values in gathered if meter.label("_epoch") in values]
-        meter.total = _combine(meter.options.reduce_fx, [total for total, _ in parts])
-        meter.weight = sum(weight for _, weight in parts)
+    merged = []
+    for meter, number in results:
+        label = meter.label(suffix)
+        column = [values[label] for values in gathered if label in values]
+        merged.append((meter, _merge(meter.options.reduce_fx, column) if label in mine else number))
+    return merged
 
 
-def _combine(reduce_fx: object, numbers: list[float]) -> float:
+def _merge(reduce_fx: object, values: list[tuple[float, float]]) -> float:
+    """One number of several (number, weight)."""
+    numbers = [number for number, _ in values]
+    if reduce_fx == "mean":
+        return sum(number * weight for number, weight in values) / sum(weight for _, weight in values)
     return min(numbers) if reduce_fx == "min" else max(numbers) if reduce_fx == "max" else sum(numbers)

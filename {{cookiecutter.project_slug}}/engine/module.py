@@ -18,7 +18,6 @@ from engine.distributed import rank_zero_warn
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks, ModelHooks
 from engine.metrics import LogOptions
-from engine.precision import clip_gradients
 
 if TYPE_CHECKING:
     from engine.callback import Callback
@@ -140,10 +139,11 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] | None = None,
     ) -> None:
-        """Clip the gradients of `optimizer` in place; None or 0 leaves them alone."""
+        """Limit gradients in place: their total 2-norm, or each element's size; None or 0 leaves them alone."""
         if gradient_clip_val:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            clip_gradients(parameters, gradient_clip_val, gradient_clip_algorithm or "norm")
+            by_value = gradient_clip_algorithm == "value"
+            clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+            clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     def backward(self, loss: Tensor) -> None:
         """Differentiate the loss."""

@@ -92,39 +92,30 @@ def _parse_scheduler(entry: Any, monitor: str | None, optimizer: Optimizer) -> L
         )
     config = LRSchedulerConfig(**given)
     if not isinstance(config.scheduler, LRScheduler | ReduceLROnPlateau):
-        raise MisconfigurationException(
-            f"{type(config.scheduler).__name__} is no scheduler of torch.optim.lr_scheduler; {_RETURNS}"
-        )
+        raise MisconfigurationException(f"{type(config.scheduler).__name__} is no scheduler of torch.optim; {_RETURNS}")
     if config.interval not in ("epoch", "step"):
         raise MisconfigurationException(f"scheduler interval {config.interval!r}; give 'epoch' or 'step'")
     if config.frequency < 1:
         raise MisconfigurationException(f"scheduler frequency {config.frequency}; give 1 or more")
     if config.reduce_on_plateau and config.monitor is None:
-        raise MisconfigurationException(
-            'ReduceLROnPlateau needs a value to watch: {"scheduler": ..., "monitor": "val_loss"}'
-        )
+        raise MisconfigurationException('ReduceLROnPlateau needs a value: {"scheduler": ..., "monitor": "val_loss"}')
     if config.scheduler.optimizer is not optimizer:
         raise MisconfigurationException("a scheduler belongs to an optimizer that configure_optimizers did not return")
     return config
 
 
-def step_schedulers(configs: list[LRSchedulerConfig], interval: str, count: int) -> None:
-    """Step those schedulers of `interval` that follow the clock, after `count` finished intervals."""
-    for config in configs:
-        if not config.reduce_on_plateau and config.interval == interval and count % config.frequency == 0:
-            config.scheduler.step()  # type: ignore[call-arg]  # the clock's schedulers take no metric
-
-
-def step_plateau_schedulers(configs: list[LRSchedulerConfig], interval: str, count: int, store: MetricStore) -> None:
-    """Step those schedulers of `interval` that follow a logged value, which is asked for only if one does.
+def step_schedulers(configs: list[LRSchedulerConfig], unit: str, count: int, store: MetricStore | None = None) -> None:
+    """Step schedulers after `count` units: those that follow the clock or, given a store, a value logged there.
 
     Raises:
-        MisconfigurationException: The value was not logged, and the scheduler is strict.
+        MisconfigurationException: A value was not logged, and the scheduler that follows it is strict.
     """
     for config in configs:
-        if not config.reduce_on_plateau or config.interval != interval or count % config.frequency:
+        if config.interval != unit or count % config.frequency or config.reduce_on_plateau != (store is not None):
             continue
-        assert config.monitor is not None
+        if store is None:
+            config.scheduler.step()  # type: ignore[call-arg]  # the clock's schedulers take no metric
+            continue
         metrics = store.callback_metrics()
         if config.monitor in store.fresh:
             config.scheduler.step(float(metrics[config.monitor]))  # type: ignore[arg-type]  # a value, not an epoch

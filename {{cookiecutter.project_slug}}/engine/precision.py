@@ -1,13 +1,12 @@
-"""Number formats: autocast, loss scaling and gradient clipping, in one class."""
+"""Number formats: autocast and loss scaling, in one class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from engine.exceptions import MisconfigurationException
@@ -36,13 +35,10 @@ class Precision:
             raise MisconfigurationException(f"precision={name!r} is not supported; give one of {allowed}")
         self.name = name
         self.scaler = torch.amp.GradScaler(device.type) if name == "16-mixed" else None
-        self._context: AbstractContextManager[Any] = nullcontext()
+        # Around every forward pass.
+        self.context: AbstractContextManager[Any] = nullcontext()
         if name in _AUTOCAST:
-            self._context = torch.autocast(device.type, _AUTOCAST[name])
-
-    def context(self) -> AbstractContextManager[Any]:
-        """Autocast for the forward pass; the same object every time."""
-        return self._context
+            self.context = torch.autocast(device.type, _AUTOCAST[name])
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to differentiate: scaled under fp16, itself otherwise."""
@@ -74,11 +70,3 @@ class Precision:
 def _has_gradients(optimizer: Optimizer) -> bool:
     # The scaler refuses an optimizer without any, as after training steps that returned None.
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], value: float, algorithm: Literal["norm", "value"]) -> None:
-    """Limit gradients in place: their total 2-norm, or each element's size, to `value`."""
-    if algorithm == "norm":
-        torch.nn.utils.clip_grad_norm_(parameters, value)
-    else:
-        torch.nn.utils.clip_grad_value_(parameters, value)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,23 +15,6 @@ from engine.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from engine.module import Module
-
-NO_CONTEXT: AbstractContextManager[None] = nullcontext()
-
-
-class SingleDevice:
-    """One process: the step is the module's own."""
-
-    def __init__(self, module: Module) -> None:
-        self.module = module
-
-    def training_step(self, *args: Any) -> Any:
-        """Run the module's training step."""
-        return self.module.training_step(*args)
-
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Around the backward passes of an accumulation window, all but its last."""
-        return NO_CONTEXT
 
 
 class StepProxy(nn.Module):
@@ -45,33 +29,27 @@ class StepProxy(nn.Module):
         return self.module.training_step(*args)
 
 
-class DDP:
-    """Several processes with a full copy each; gradients are averaged during the backward pass.
+class Strategy(NamedTuple):
+    """What a training step calls.
 
-    Evaluation calls the module itself, so processes may have different numbers of batches.
+    Attributes:
+        training_step: The module's own training step, or the one through DistributedDataParallel.
+        no_sync: Around the backward passes of an accumulation window, all but its last.
     """
 
-    def __init__(self, module: Module, device: torch.device) -> None:
-        devices = [device.index] if device.type == "cuda" else None
-        self.ddp = DistributedDataParallel(StepProxy(module), device_ids=devices)
-
-    def training_step(self, *args: Any) -> Any:
-        """Run the module's training step through DistributedDataParallel."""
-        return self.ddp(*args)
-
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Around the backward passes of an accumulation window, all but its last."""
-        return self.ddp.no_sync()
-
-
-Strategy = SingleDevice | DDP
+    training_step: Callable[..., Any]
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def make_strategy(module: Module, device: torch.device) -> Strategy:
-    """The strategy for training `module`, which lies on `device`: DDP where there are several processes."""
-    if distributed.active() and any(p.requires_grad for p in module.parameters()):
-        return DDP(module, device)
-    return SingleDevice(module)
+    """The strategy for training `module`, which lies on `device`: DDP where there are several processes.
+
+    Each has a full copy, and the backward pass averages gradients. Evaluation calls the module itself.
+    """
+    if not distributed.active() or not any(p.requires_grad for p in module.parameters()):
+        return Strategy(module.training_step)
+    ddp = DistributedDataParallel(StepProxy(module), device_ids=[device.index] if device.type == "cuda" else None)
+    return Strategy(ddp, ddp.no_sync)
 
 
 def select_device(accelerator: str) -> torch.device:

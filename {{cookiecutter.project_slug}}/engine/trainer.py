@@ -6,28 +6,25 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from engine import checkpoint, distributed, lifecycle, loops
-from engine.callback import Callback, Table, check_hook_names, is_overridden, override_table
-from engine.callbacks import ModelCheckpoint, print_results
-from engine.data import UNKNOWN, Loaders
+from engine.callback import Callback, Hook, P, Table, check_hook_names, is_overridden, override_table
+from engine.callbacks import ModelCheckpoint, find_checkpoint, print_results, with_defaults
+from engine.data import UNKNOWN, Loaders, LoaderSet
 from engine.exceptions import MisconfigurationException
-from engine.loggers import Logger
+from engine.loggers import Logger, as_loggers, log_hyperparams
 from engine.metrics import MetricStore
 from engine.module import DataModule, Module
 from engine.optim import LRSchedulerConfig, parse_optimizers
 from engine.precision import Precision, PrecisionName
 from engine.seed import global_seed, restore_rng
 from engine.strategy import Strategy, check_devices, make_strategy, select_device
-
-P = ParamSpec("P")
 
 
 @final
@@ -138,17 +135,19 @@ class Trainer:
         self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
         self.default_root_dir = str(default_root_dir or ".")
         self.log_dir = self.default_root_dir
-        self.loggers = lifecycle.as_loggers(logger, self.default_root_dir)
+        self.loggers = as_loggers(logger, self.default_root_dir)
 
         self.state = loops.TrainState(seed=global_seed())
         self.metrics = MetricStore()
+        # Values as last handed to the loggers, and as last shown.
+        self.logged_metrics, self.progress_bar_metrics = self.metrics.logged, self.metrics.progress_bar
         self.stage = ""
         self.should_stop = self.sanity_checking = self.is_last_batch = False
         self.optimizers, self.lr_scheduler_configs = [], []
-        self.transfer_hooks: dict[str, Callable[..., Any]] = {}
-        self.evaluation_steps: Counter[tuple[str, int | None]] = Counter()
+        self.transfer_hooks: list[Callable[..., Any]] = []
+        self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
         enabled = (enable_checkpointing, enable_progress_bar, enable_model_summary)
-        self.dispatch(lifecycle.with_default_callbacks(callbacks, *enabled))
+        self.dispatch(with_defaults(callbacks, *enabled))
 
     def fit(
         self,
@@ -163,7 +162,7 @@ class Trainer:
         Args:
             model: What to train.
             train_dataloaders: A loader, or a data module; default: the `train_dataloader` hook.
-            val_dataloaders: One loader or several; default: the `val_dataloader` hook.
+            val_dataloaders: One loader, or several in a list or by name; default: the `val_dataloader` hook.
             datamodule: Where the hooks are looked for, before the model.
             ckpt_path: Continue from a file, or from the "last" or "best" of this trainer's ModelCheckpoint.
         """
@@ -171,15 +170,14 @@ class Trainer:
             raise MisconfigurationException("val_dataloaders were given, but the model has no validation_step")
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with lifecycle.run(self, "fit", model, datamodule, given):
-            loaded = checkpoint.restore_weights(self, ckpt_path)
+            loaded = checkpoint.restore_weights(self, find_checkpoint(self, ckpt_path))
             self.strategy = make_strategy(model, self.device)
             optimizer, self.lr_scheduler_configs = parse_optimizers(model.configure_optimizers())
             self.optimizers = [optimizer]
-            self.call(Callback.on_fit_start)
-            model.on_fit_start()
+            loops.call_both(self, Callback.on_fit_start)
             if loaded is not None:
                 checkpoint.restore_training(self, loaded)
-            lifecycle.log_hyperparams(self)
+            log_hyperparams(self)
             model.zero_grad()
             if self.num_sanity_val_steps and self.validates:
                 loops.sanity_check(self)
@@ -189,8 +187,7 @@ class Trainer:
                 restore_rng(loaded["rng"][distributed.rank() % len(loaded["rng"])])
             if self.num_training_batches and loops.stop_reason(self) is None:
                 loops.fit_epochs(self)
-            self.call(Callback.on_fit_end)
-            model.on_fit_end()
+            loops.call_both(self, Callback.on_fit_end)
 
     def validate(
         self,
@@ -204,13 +201,13 @@ class Trainer:
 
         Args:
             model: What to evaluate; default: the last one.
-            dataloaders: One loader or several, or a data module; default: the `val_dataloader` hook.
+            dataloaders: As `val_dataloaders` in `fit`, or a data module; default: the `val_dataloader` hook.
             ckpt_path: Weights to load: a file, "best" or "last"; default: those the model has.
             verbose: Print the results.
             datamodule: Where the hooks are looked for, before the model.
 
         Returns:
-            For each loader, the logged values of the epoch by name.
+            For each loader, the logged values of the epoch by name, and those of all loaders together.
         """
         return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -240,12 +237,10 @@ class Trainer:
             `return_predictions` is False.
         """
         with lifecycle.run(self, "predict", self._or_last(model), datamodule, {"predict": dataloaders}):
-            checkpoint.restore_weights(self, ckpt_path)
-            predictions: list[list[Any]] = []
-            loops.evaluate(self, "predict", predictions if return_predictions else None)
-        if not return_predictions:
-            return None
-        return predictions[0] if len(predictions) == 1 else predictions
+            checkpoint.restore_weights(self, find_checkpoint(self, ckpt_path))
+            predictions: list[Any] | None = [] if return_predictions else None
+            loops.evaluate(self, "predict", predictions)
+        return predictions[0] if predictions is not None and len(predictions) == 1 else predictions
 
     def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
         """Write a checkpoint (schema: `engine.checkpoint`); every process must call this."""
@@ -257,18 +252,10 @@ class Trainer:
             checkpoint.save(captured, Path(filepath))
         distributed.barrier()
 
-    def call(
-        self, hook: Callable[Concatenate[Any, Trainer, Module, P], None], *args: P.args, **kwargs: P.kwargs
-    ) -> None:
+    def call(self, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call `hook` on every callback that overrides it, in list order."""
         for bound in self._overrides[hook.__name__]:
             bound(self, self.module, *args, **kwargs)
-
-    def call_monitoring_callbacks(self) -> None:
-        """Let the callbacks that watch metrics (ModelCheckpoint, EarlyStopping) see the end of a training epoch."""
-        for callback in self.callbacks:
-            if callback.monitoring:
-                callback.on_train_epoch_end(self, self.module)
 
     @property
     def current_epoch(self) -> int:
@@ -296,16 +283,6 @@ class Trainer:
         return self.metrics.callback_metrics()
 
     @property
-    def logged_metrics(self) -> dict[str, float]:
-        """Values as last handed to the loggers."""
-        return self.metrics.logged
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """Values as last shown in the progress bar."""
-        return self.metrics.progress_bar
-
-    @property
     def checkpoint_callback(self) -> ModelCheckpoint | None:
         """The first ModelCheckpoint."""
         return next((c for c in self.callbacks if isinstance(c, ModelCheckpoint)), None)
@@ -328,7 +305,8 @@ class Trainer:
     @property
     def validates(self) -> bool:
         """Whether fit validates: there is a `validation_step` and something to run it on."""
-        return is_overridden(self.module, "validation_step", Module) and any(self.evaluation_loaders("validation")[1])
+        has_step = is_overridden(self.module, "validation_step", Module)
+        return has_step and any(self.evaluation_loaders("validation").counts)
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -338,23 +316,16 @@ class Trainer:
             steps = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * self.max_epochs
         return min(steps, self.max_steps) if self.max_steps != -1 else steps
 
-    def evaluation_loaders(self, stage: str) -> tuple[list[Any], list[int | float]]:
-        """The prepared "validation", "test" or "predict" loaders, and the batches to run of each."""
-        loaders, counts = self.loaders.get("val" if stage == "validation" else stage)
-        if self.sanity_checking and self.num_sanity_val_steps != -1:
-            counts = [min(self.num_sanity_val_steps, count) for count in counts]
-        return loaders, counts
-
-    def no_grad_context(self) -> AbstractContextManager[Any]:
-        """Around evaluation: inference mode on its own, no_grad within fit and across processes (gloo needs it)."""
-        use_inference_mode = self.inference_mode and self.stage != "fit" and not distributed.active()
-        return torch.inference_mode() if use_inference_mode else torch.no_grad()
+    def evaluation_loaders(self, stage: str) -> LoaderSet:
+        """The prepared "validation", "test" or "predict" loaders, the batches to run of each, and their names."""
+        sets = self.loaders.get("val" if stage == "validation" else stage)
+        steps = self.num_sanity_val_steps if self.sanity_checking else -1
+        return sets if steps == -1 else sets._replace(counts=[min(steps, count) for count in sets.counts])
 
     def to_device(self, batch: Any, dataloader_idx: int) -> Any:
         """Run the three transfer hooks."""
-        batch = self.transfer_hooks["on_before_batch_transfer"](batch, dataloader_idx)
-        batch = self.transfer_hooks["transfer_batch_to_device"](batch, self.device, dataloader_idx)
-        return self.transfer_hooks["on_after_batch_transfer"](batch, dataloader_idx)
+        before, move, after = self.transfer_hooks
+        return after(move(before(batch, dataloader_idx), self.device, dataloader_idx), dataloader_idx)
 
     def log_metrics(self, values: dict[str, float], step: int) -> None:
         """Hand values to all loggers, with the epoch."""
@@ -363,20 +334,14 @@ class Trainer:
                 logger.log_metrics({**values, "epoch": self.state.epoch}, step)
 
     def _evaluate(
-        self,
-        stage: Literal["validate", "test"],
-        model: Module | None,
-        dataloaders: Any,
-        ckpt_path: str | os.PathLike[str] | None,
-        verbose: bool,
-        datamodule: DataModule | None,
+        self, stage: str, model: Module | None, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
     ) -> list[dict[str, float]]:
-        given = {"val" if stage == "validate" else "test": dataloaders}
-        with lifecycle.run(self, stage, self._or_last(model), datamodule, given):
-            checkpoint.restore_weights(self, ckpt_path)
-            results = loops.evaluate(self, "validation" if stage == "validate" else "test")
+        kind, phase = {"validate": ("val", "validation"), "test": ("test", "test")}[stage]
+        with lifecycle.run(self, stage, self._or_last(model), datamodule, {kind: dataloaders}):
+            checkpoint.restore_weights(self, find_checkpoint(self, ckpt_path))
+            results = loops.evaluate(self, phase)
         if verbose and distributed.is_rank_zero():
-            print_results(stage, results)
+            print_results(stage, results, self.loaders.get(kind).names)
         return results
 
     def dispatch(self, callbacks: list[Callback]) -> None:

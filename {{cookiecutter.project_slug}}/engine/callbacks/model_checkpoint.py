@@ -176,3 +176,20 @@ class ModelCheckpoint(Callback):
             return f"{f'{name}=' if self.auto_insert_metric_name else ''}{number:{spec}}"
 
         return re.sub(r"\{([^:{}]+)(?::([^{}]*))?\}", fill, self.filename)
+
+
+def find_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> Path | None:
+    """The file that `ckpt_path` stands for: itself, or the "best" or "last" of the trainer's ModelCheckpoint.
+
+    Raises:
+        MisconfigurationException: There is no such ModelCheckpoint, or it has saved nothing.
+    """
+    if ckpt_path not in ("best", "last"):
+        return None if ckpt_path is None else Path(ckpt_path)
+    callback = trainer.checkpoint_callback
+    path = callback and (callback.best_model_path if ckpt_path == "best" else callback.last_model_path)
+    if not path:
+        raise MisconfigurationException(
+            f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has saved one; give the path of a file"
+        )
+    return Path(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
@@ -72,15 +72,15 @@ class RichProgressBar(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Start the bar of a validation on its own; within fit the epoch's bar stays."""
         if trainer.stage != "fit":
-            self._start(trainer, "validate", sum(trainer.evaluation_loaders("validation")[1]))
+            self._start(trainer, "validate", sum(trainer.evaluation_loaders("validation").counts))
 
     def on_test_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Start the bar of a test."""
-        self._start(trainer, "test", sum(trainer.evaluation_loaders("test")[1]))
+        self._start(trainer, "test", sum(trainer.evaluation_loaders("test").counts))
 
     def on_predict_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Start the bar of a prediction."""
-        self._start(trainer, "predict", sum(trainer.evaluation_loaders("predict")[1]))
+        self._start(trainer, "predict", sum(trainer.evaluation_loaders("predict").counts))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -181,17 +181,25 @@ class ModelSummary(Callback):
         console.print(line, highlight=False)
 
 
-def print_results(stage: str, results: list[dict[str, float]]) -> None:
-    """Print what `validate` or `test` returned: a row for each value, a column for each loader."""
+def print_results(stage: str, results: list[dict[str, float]], names: Sequence[str] = ()) -> None:
+    """Print what `validate` or `test` returned: a row for each value, a column for each loader.
+
+    Args:
+        stage: Title of the table.
+        results: The values of each loader.
+        names: What the sets are called, if they have names; what they have in common then has a column of its own.
+    """
+    tags = names or [f"dataloader_idx_{number}" for number in range(len(results))]
+    headings = names or [f"loader {number}" for number in range(len(results))]
     table = Table(stage, box=None, header_style="bold", pad_edge=False)
-    for number in range(len(results)):
-        heading = f"loader {number}" if len(results) > 1 else "value"
-        table.add_column(heading, justify="right", style="bold green")
-    names = dict.fromkeys(name.split("/dataloader_idx_")[0] for result in results for name in result)
-    for name in names:
-        values = [
-            next((v for k, v in result.items() if k.split("/dataloader_idx_")[0] == name), None) for result in results
-        ]
+    for heading in [*headings, "mean"] if names else headings if len(results) > 1 else ["value"]:
+        table.add_column(escape(heading), justify="right", style="bold green")
+    rows: dict[str, list[float | None]] = {}
+    for column, (tag, result) in enumerate(zip(tags, results, strict=True)):
+        for name, value in result.items():
+            row = rows.setdefault(name.removesuffix(f"/{tag}"), [None] * len(table.columns[1:]))
+            row[-1 if names and not name.endswith(f"/{tag}") else column] = value
+    for name, values in rows.items():
         table.add_row(escape(name), *["" if value is None else f"{value:.4f}" for value in values])
     Console().print("", table)
 
