@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from engine import MisconfigurationException
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchvision import datasets
+from torchvision.transforms.v2 import functional
+from utils.registry import build
 
 RANDOM = np.random.default_rng(0)
+SETS = ["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"]
 
 
 def write_mnist(root: Path, name: str) -> None:
@@ -60,21 +70,105 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"])
+@pytest.mark.parametrize("name", SETS)
 def test_a_set_trains_by_name(name: str, root: Path, run: Callable) -> None:
     flags = ("--data.name", name, "--data.root", str(root), "--data.flip", "true", "--batch_size", "8")
     outcome = run("--dataset", "torchvision_data", *flags, "--fast_dev_run", "true")
     assert outcome.code == 0, outcome.err
 
 
-def test_train_and_validation_are_disjoint_stratified_and_always_the_same(root: Path) -> None:
-    from data.torchvision_data import TorchvisionData
+def torchvision_data(root: Path, split: str = "train", **arguments: Any) -> Any:
+    return build("data", "torchvision_data", {"split": split, "root": str(root), **arguments})
 
-    parts = [TorchvisionData(split, root=str(root), val_fraction=0.5) for split in ("train", "val", "train")]
-    train, val, again = (set(part.indices) for part in parts)
-    assert train == again and train | val == set(range(60)) and not train & val
-    for part in parts:
-        assert [int(count) for count in np.bincount([part.source.targets[i] for i in part.indices])] == [3] * 10
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_sample_is_what_torchvision_gives(name: str, root: Path) -> None:
+    for split in ("train", "test", "predict"):
+        data = torchvision_data(root, split, name=name, augment=False)
+        assert data.num_classes == len(data.class_names) == 10 if name != "CIFAR100" else 100
+        assert len(data) == len(data.targets) == len(data.source)
+        batch = data.__getitems__([len(data) - 1, 0])
+        for image, _ in [*batch, data[0]]:
+            assert image.dtype == torch.float32 and tuple(image.shape) == data.sample_shape
+        for index, (image, target) in zip((len(data) - 1, 0), batch, strict=True):
+            expected, label = data.source[index]
+            image_of_source = functional.to_dtype(functional.to_image(expected), torch.float32, scale=True)
+            torch.testing.assert_close(image, torch.as_tensor(image_of_source), rtol=0, atol=1e-6)
+            assert target == label == data.targets[index]
+            assert torch.equal(data[index][0], image)
+
+
+def test_it_has_no_validation_split_of_its_own(root: Path) -> None:
+    assert torchvision_data(root).splits == ("train", "test", "predict")
+    with pytest.raises(MisconfigurationException, match="no split val of its own; it has train, test, predict"):
+        torchvision_data(root, "val")
+
+
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10"])
+def test_augmentation_moves_each_image_of_a_batch_by_itself(name: str, root: Path) -> None:
+    data = torchvision_data(root, name=name, flip=True)
+    plain = copy.copy(data)
+    plain.augment = False
+    assert data.augment and not torchvision_data(root, "test", name=name).augment
+    original = plain[0][0]
+    margin = original.shape[1] // 8
+    height, width = original.shape[1:]
+    padded = [F.pad(image, (margin,) * 4) for image in (original, original.flip(-1))]
+    shifts = range(2 * margin + 1)
+    allowed = {
+        (t, left, m): padded[m][:, t : t + height, left : left + width]
+        for t in shifts
+        for left in shifts
+        for m in (0, 1)
+    }
+    seen = set()
+    for image, target in data.__getitems__([0] * 100):
+        assert image.shape == original.shape and target == data.targets[0]
+        seen |= {place for place, expected in allowed.items() if torch.equal(image, expected)}
+    assert len(seen) > 40 and {mirrored for *_, mirrored in seen} == {0, 1}
+    unmirrored = torchvision_data(root, name=name)
+    for image, _ in unmirrored.__getitems__([0] * 20):
+        assert any(torch.equal(image, allowed[top, left, 0]) for top in shifts for left in shifts)
+
+
+class Various(datasets.VisionDataset):
+    """Images of different sizes, read one by one."""
+
+    classes = ["even", "odd"]
+
+    def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+        super().__init__(root)
+        self._samples = [(index, index % 2) for index in range(6)]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (20 + index, 30), (255, 0, 0)), index % 2
+
+
+def test_images_of_different_sizes_need_a_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "Various", Various, raising=False)
+    with pytest.raises(MisconfigurationException, match=r"Various has images of different shapes.*--data.size 64"):
+        torchvision_data(root, name="Various")
+    data = torchvision_data(root, name="Various", size=16, flip=True)
+    assert data.targets == [0, 1] * 3 and data.class_names == ["even", "odd"]
+    batch = DataLoader(data, batch_size=6, shuffle=True)
+    assert next(iter(batch))[0].shape == (6, 3, 16, 16)
+    assert torchvision_data(root, name="MNIST", size=14)[0][0].shape == (1, 14, 14)
+    with pytest.raises(MisconfigurationException, match="size=0"):
+        torchvision_data(root, size=0)
+
+
+@pytest.mark.parametrize("name", ["NoSuchSet", "ImageFolder", "FakeData", "VOCDetection", "folder"])
+def test_an_unknown_name_is_refused(name: str, root: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=f"name={name} is no classification set"):
+        torchvision_data(root, name=name)
+
+
+def test_missing_files_are_to_be_fetched(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="MNIST is not in .*; fetch it with --data.download true"):
+        torchvision_data(tmp_path / "nowhere")
 
 
 def test_a_missing_package_is_named(root: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,93 +1,191 @@
-"""DInterface: loaders for whichever dataset was named."""
+"""DInterface: loaders for whichever datasets were named, and the splits that they train and are judged on."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import os
+import time
+from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import engine
-from utils.registry import build
+from utils.registry import build, load_class
+from utils.splits import carve, check_options, check_sets, class_per_sample, innermost, plain, same_randomness
+
+ALL_SPLITS = ("train", "val", "test", "predict")
+# fit builds the test sets, too: a fault in them had better be found before training.
+NEEDED = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+# A batch that takes longer to read is left to other processes.
+SLOW_BATCH_SECONDS = 0.01
 
 
 class DInterface(engine.DataModule):
-    """Loads a dataset of `data/` by name, in the splits "train", "val", "test" and "predict".
+    """Loads datasets of `data/` by name, in the splits "train", "val", "test" and "predict".
 
     Args:
-        dataset: Name of the dataset: a file in data/.
+        dataset: Dataset for everything: a file in data/. Default: standard_data.
+        train_dataset: Dataset to train on instead.
+        val_datasets: Datasets to validate on instead.
+        test_datasets: Datasets to test on instead.
         batch_size: Samples in a batch.
-        num_workers: Processes that read data; 0 reads in the main process, best for data that lies in memory.
-        data: Arguments of the dataset, but `split`.
+        num_workers: Processes that read data. Default: none if that is fast enough, else one for each CPU, at most 8.
+        val_fraction: Share of the samples to validate on. Default: the dataset's own split, or 0.1 if it has none.
+        test_fraction: The same for testing.
+        split_file: CSV file with columns sample and split (train, val or test), instead of all other splits.
+        split_seed: Seed of splits by shares or folds.
+        num_folds: Number of folds for cross-validation: training and validation samples are split anew.
+        fold: Fold to validate on, from 0; all trains once for each.
+        balanced_sampling: Draw every class equally often in training.
+        data: Arguments of the datasets; each gets those that it takes.
     """
 
     def __init__(
         self,
-        dataset: str = "standard_data",
+        dataset: str | None = None,
+        train_dataset: str | None = None,
+        val_datasets: list[str] | None = None,
+        test_datasets: list[str] | None = None,
         batch_size: int = 64,
-        num_workers: int = 0,
+        num_workers: int | None = None,
+        val_fraction: float | None = None,
+        test_fraction: float | None = None,
+        split_file: str | None = None,
+        split_seed: int = 0,
+        num_folds: int | None = None,
+        fold: int | Literal["all"] | None = None,
+        balanced_sampling: bool = False,
         data: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
+        self.save_hyperparameters(ignore=["data"])
+        self.data = self.hparams["data"] = {k: v for k, v in (data or {}).items() if v is not None}
+        default = dataset or train_dataset or "standard_data"
+        self.train_name = train_dataset or default
+        tests = test_datasets or [default]
+        self.names = {"train": [self.train_name], "val": val_datasets or [default], "test": tests, "predict": tests}
+        self.sets: dict[str, dict[str, Dataset[Any]]] = {}
+        self.num_workers = num_workers
+        self._carved: dict[str, Dataset[Any]] = {}
+        if not 0 < batch_size < 2**31 or not 0 <= (num_workers or 0) <= 1024:
             raise engine.MisconfigurationException(
                 f"batch_size={batch_size}, num_workers={num_workers}; give a batch_size from 1, num_workers from 0"
             )
-        self.data = dict(data or {})
-        self.save_hyperparameters("dataset", "batch_size", "num_workers")
-        self.hparams["data"] = self.data
-        self.datasets: dict[str, Dataset[Any]] = {}
+        check_options(self.hparams, self.names)
 
     def prepare_data(self) -> None:
         """Download what is not there yet, on one process of each machine."""
         if self.data.get("download"):
-            for split in ("train", "test"):
-                build("data", self.hparams["dataset"], {**self.data, "split": split})
+            for name in {name for names in self.names.values() for name in names}:
+                for split in ("train", "test"):
+                    self._build(name, split, download=True)
 
     def setup(self, stage: str) -> None:
-        """Build the splits that the stage needs."""
-        # By now it is downloaded, and several processes must not try again.
-        arguments = {**self.data, "download": False} if "download" in self.data else self.data
-        splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}
-        for split in splits[stage]:
-            if split not in self.datasets:
-                self.datasets[split] = build("data", self.hparams["dataset"], {**arguments, "split": split})
+        """Build the splits that the stage needs, and check that they share no samples."""
+        missing = [split for split in NEEDED[stage] if split not in self.sets]
+        for split in missing:
+            self.sets[split] = {name: self._split(name, split) for name in self.names[split]}
+        # Looking at samples must not change what is drawn at random afterwards.
+        with same_randomness():
+            check_sets(self.sets)
+            if self.num_workers is None:
+                self.num_workers = _workers_for(next(iter(self.sets[missing[0]].values())), self.hparams["batch_size"])
 
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, if the dataset tells."""
-        return self._tell("num_classes")
-
-    @property
-    def sample_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample, if the dataset tells."""
-        return self._tell("sample_shape")
+    def tell(self, attribute: str) -> Any:
+        """What the first set says of itself, such as `num_classes`; None if nothing."""
+        first = next((dataset for sets in self.sets.values() for dataset in sets.values()), None)
+        return None if first is None else getattr(innermost(first), attribute, None)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in random order."""
-        return self._loader("train", shuffle=True)
+        dataset = self.sets["train"][self.train_name]
+        if not self.hparams["balanced_sampling"]:
+            return self._loader(dataset, shuffle=True)
+        classes = class_per_sample(dataset)
+        if classes is None:
+            raise engine.MisconfigurationException(
+                f"--balanced_sampling: {self.train_name} does not tell its classes; give it an attribute targets with "
+                "the class of every sample"
+            )
+        labels = torch.tensor(classes)
+        weights = (1 / torch.bincount(labels).double())[labels]
+        return self._loader(dataset, sampler=WeightedRandomSampler(weights.tolist(), len(classes)))
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Batches in the dataset's order."""
-        return self._loader("val")
+    def val_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """Batches in the datasets' order, by name."""
+        return {name: self._loader(dataset) for name, dataset in self.sets["val"].items()}
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Batches in the dataset's order."""
-        return self._loader("test")
+    def test_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """Batches in the datasets' order, by name."""
+        return {name: self._loader(dataset) for name, dataset in self.sets["test"].items()}
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches in the dataset's order."""
-        return self._loader("predict")
+    def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """Batches in the datasets' order, by name."""
+        return {name: self._loader(dataset) for name, dataset in self.sets["predict"].items()}
 
-    def _tell(self, name: str) -> Any:
-        return next((getattr(dataset, name, None) for dataset in self.datasets.values()), None)
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        workers = self.num_workers or 0
+        if workers:
+            options |= {"persistent_workers": True, "prefetch_factor": 4}
+        pinned = torch.cuda.is_available()
+        return DataLoader(dataset, self.hparams["batch_size"], num_workers=workers, pin_memory=pinned, **options)
 
-    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
-        return DataLoader(
-            self.datasets[split],
-            batch_size=self.hparams["batch_size"],
-            shuffle=shuffle,
-            num_workers=self.hparams["num_workers"],
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.hparams["num_workers"] > 0,
-        )
+    def _build(self, name: str, split: str, download: bool = False) -> Any:
+        """A dataset with those of the arguments that it takes."""
+        given = {**self.data, "split": split}
+        if "download" in self.data:
+            # prepare_data has done so, in one process.
+            given["download"] = download
+        accepted = {n: [k for k in given if _accepts(n, k)] for names in self.names.values() for n in names}
+        if unknown := set(self.data).difference(*accepted.values()):
+            raise engine.MisconfigurationException(f"data has {min(unknown)!r}, which none of {list(accepted)} takes")
+        return build("data", name, {key: given[key] for key in accepted[name]})
+
+    def _split(self, name: str, split: str) -> Dataset[Any]:
+        """The samples of one dataset that belong to one split."""
+        own = self._own_splits(name)
+        if name != self.train_name:
+            # What is only judged on, and has no such split of its own, is used whole.
+            return self._build(name, split) if split in own else plain(self._build(name, "train"))
+        wanted = self.hparams
+        by_file = wanted["split_file"] is not None
+        anew = {
+            "val": by_file or wanted["val_fraction"] or wanted["num_folds"],
+            "test": by_file or wanted["test_fraction"],
+        }
+        carved = [part for part in anew if (anew[part] or part not in own) and name in self.names[part]]
+        if split == "predict" and ("test" in carved or split not in own):
+            split = "test"
+        if split not in carved and not (split == "train" and carved):
+            return self._build(name, split)
+        if not self._carved:
+            pool = [self._build(name, part) for part in ("train", *carved) if part in own]
+            self._carved = carve(pool, carved, wanted)
+        return self._carved[split]
+
+    def _own_splits(self, name: str) -> tuple[str, ...]:
+        """The splits that a dataset has of its own: its attribute `splits`, or all."""
+        cls = load_class("data", name)
+        if "splits" in inspect.get_annotations(cls) and not hasattr(cls, "splits"):
+            # It depends on the files.
+            return tuple(self._build(name, "train").splits)
+        return tuple(getattr(cls, "splits", ALL_SPLITS))
+
+
+def _accepts(name: str, argument: str) -> bool:
+    parameters = inspect.signature(load_class("data", name)).parameters
+    return argument in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _workers_for(dataset: Dataset[Any], batch_size: int) -> int:
+    """Number of processes to read with: none where a batch is read quickly."""
+    read = getattr(dataset, "__getitems__", None) or (lambda indices: [dataset[index] for index in indices])
+    read([0])  # the first may open files
+    indices = list(range(min(8, len(dataset))))  # type: ignore[arg-type]
+    begin = time.perf_counter()
+    read(indices)
+    seconds = (time.perf_counter() - begin) / len(indices) * batch_size
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(cpus // processes, 8) if seconds > SLOW_BATCH_SECONDS else 0

@@ -33,16 +33,17 @@ class StandardData(Dataset[tuple[Tensor, Tensor]]):
         with np.load(Path(__file__).with_name("digits.npz")) as digits:
             chosen = digits["split"] == SPLITS.index("test" if split == "predict" else split)
             self.images = torch.from_numpy(digits["images"][chosen]).float().div(16).unsqueeze(1)
-            self.labels = torch.from_numpy(digits["labels"][chosen]).long()
+            self.targets = torch.from_numpy(digits["labels"][chosen]).long()
+        # Read in __getitem__, because validation samples that are taken out of training data get it switched off.
         self.augment = augment and split == "train"
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        # FILL IN: return one sample; what you augment at random is yours to choose, here and for "train" only.
+        # FILL IN: return one sample, changed at random only if self.augment.
         image = self.images[index]
         if self.augment:
             top, left = torch.randint(3, (2,)).tolist()
             image = F.pad(image, (1, 1, 1, 1))[:, top : top + 8, left : left + 8]
-        return image, self.labels[index]
+        return image, self.targets[index]
