@@ -63,7 +63,7 @@ SHORT = ("--max_epochs", "3", "--lr", "0.01")
 def test_a_net_of_ones_own(project: Path, run_in_project: Callable) -> None:
     (project / "model" / "my_net.py").write_text(NET)
     text = " ".join(run_in_project("--model_name", "my_net", "--help").out.split())
-    assert "net MyNet: --model.width WIDTH Features of the hidden layer. (type: int, default: 64)" in text
+    assert "net MyNet: --model.width N Features of the hidden layer. [64]" in text
     trained = run_in_project("--model_name", "my_net", "--model.width", "128", *SHORT)
     assert trained.metrics["test_acc"] > 0.8
     saved = yaml.safe_load((project / "logs/my_net/version_0/config.yaml").read_text())

@@ -11,7 +11,8 @@ from typing import Any
 import engine
 from data import DInterface
 from model import MInterface
-from utils.arguments import constructor_arguments, exit_with, parse
+from utils.arguments import constructor_arguments, exit_with, parse, to_yaml
+from utils.cross_validation import fit_folds
 from utils.run_folder import SaveRun, logger_arguments, run_folder, write_predictions
 
 
@@ -22,16 +23,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         argv: Words of the command line; default: those of this process.
 
     Returns:
-        The last value of every logged metric, those of the test included.
+        The last value of every logged metric, those of the test included; over folds, means and deviations.
     """
     try:
-        command, arguments, config = parse(sys.argv[1:] if argv is None else argv)
-        engine.seed_everything(arguments.seed)
-        data = DInterface(**constructor_arguments(DInterface, arguments))
-        model = MInterface(**constructor_arguments(MInterface, arguments))
-        if command == "fit":
-            return fit(model, data, arguments, config)
-        return evaluate(command, model, data, arguments)
+        command, arguments = parse(sys.argv[1:] if argv is None else argv)
+        if arguments.fold == "all":
+            return fit_folds(arguments, lambda one: run("fit", one))
+        return run(command, arguments)
     except engine.MisconfigurationException as error:
         exit_with(str(error))
     except KeyboardInterrupt:
@@ -39,11 +37,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         raise SystemExit(130) from None
 
 
-def fit(model: MInterface, data: DInterface, arguments: Any, config: str) -> dict[str, float]:
+def run(command: str, arguments: Any) -> dict[str, float]:
+    """Build data and model, and run one command on them."""
+    engine.seed_everything(arguments.seed)
+    data = DInterface(**constructor_arguments(DInterface, arguments))
+    # With a checkpoint, all weights come from there.
+    start = {} if arguments.ckpt_path is None else {"pretrained": None}
+    model = MInterface(**{**constructor_arguments(MInterface, arguments), **start})
+    return fit(model, data, arguments) if command == "fit" else evaluate(command, model, data, arguments)
+
+
+def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
     """Train, then test the best checkpoint."""
-    beside, logs = callbacks(arguments, config), loggers(arguments)
+    logs, settings = loggers(arguments), constructor_arguments(engine.Trainer, arguments)
     try:
-        trainer = make_trainer(arguments, logger=logs, callbacks=beside)
+        trainer = engine.Trainer(**settings, logger=logs, callbacks=callbacks(arguments))
         trainer.fit(model, datamodule=data, ckpt_path=arguments.ckpt_path)
     except engine.MisconfigurationException:
         # A run that was refused before it began leaves no folder: only an empty one can be removed so.
@@ -53,34 +61,27 @@ def fit(model: MInterface, data: DInterface, arguments: Any, config: str) -> dic
     results = metrics(trainer)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     trainer.test(model, datamodule=data, ckpt_path=best or None)
-    folder = trainer.log_dir
     if trainer.is_global_zero and not trainer.fast_dev_run:
-        print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {folder}")
+        print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {trainer.log_dir}")
         print(f"TensorBoard      tensorboard --logdir {arguments.log_dir}")
     return results | metrics(trainer)
 
 
 def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
     """Validate, test or predict from a checkpoint."""
-    trainer = make_trainer(arguments, logger=False)
+    trainer = engine.Trainer(**constructor_arguments(engine.Trainer, arguments), logger=False)
     path = Path(arguments.ckpt_path)
     if command == "predict":
-        if trainer.world_size > 1:
-            raise engine.MisconfigurationException("predict writes one file; run it without torchrun, in one process")
-        batches = trainer.predict(model, datamodule=data, ckpt_path=path)
-        if trainer.is_global_zero and batches:
-            print(f"predictions  {write_predictions(run_folder(path) or Path(), batches)}")
+        batches = trainer.predict(model, datamodule=data, ckpt_path=path) or []
+        sets = dict(zip(data.sets["predict"], batches if len(data.sets["predict"]) > 1 else [batches], strict=True))
+        to = run_folder(path) or Path()
+        print(f"predictions  {write_predictions(to, sets, model.hparams['task'], data.tell('class_names'))}")
     else:
-        run = trainer.validate if command == "validate" else trainer.test
-        run(model, datamodule=data, ckpt_path=path)
+        judge = trainer.validate if command == "validate" else trainer.test
+        judge(model, datamodule=data, ckpt_path=path)
     if trainer.is_global_zero:
         print(f"checkpoint   {path}")
     return metrics(trainer)
-
-
-def make_trainer(arguments: Any, **more: Any) -> engine.Trainer:
-    """A trainer with the arguments of the command line and those that main.py decides."""
-    return engine.Trainer(**constructor_arguments(engine.Trainer, arguments), **more)
 
 
 def loggers(arguments: Any) -> list[engine.loggers.Logger]:
@@ -91,13 +92,13 @@ def loggers(arguments: Any) -> list[engine.loggers.Logger]:
     return [tensorboard, engine.loggers.CSVLogger(tensorboard.save_dir, tensorboard.name, tensorboard.version)]
 
 
-def callbacks(arguments: Any, config: str) -> list[engine.Callback]:
+def callbacks(arguments: Any) -> list[engine.Callback]:
     """What runs beside the training loop."""
     # Without validation there is nothing to compare: the newest checkpoint counts as the best.
     blind = not arguments.limit_val_batches and arguments.monitor.startswith("val_")
     watch = {"monitor": None if blind else arguments.monitor, "mode": arguments.monitor_mode}
     chosen = [
-        SaveRun(config),
+        SaveRun(to_yaml(arguments), arguments.repeats),
         engine.callbacks.LearningRateMonitor(),
         engine.callbacks.ModelCheckpoint(**watch, filename="best", save_last=True),
     ]

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import engine
-from utils.metrics import classification_metrics
-from utils.registry import build, load_class
+from utils.batches import SoftLabels, check_labels, explain, pair
+from utils.fine_tuning import freeze, load_pretrained
+from utils.losses import activate, align, build_losses
+from utils.metrics import build_metrics
+from utils.optimizers import build_optimizer, build_schedule
+from utils.registry import build_net
 
-# Net arguments that the dataset fills in unless they are given.
-OFFERED = ("num_classes", "sample_shape")
+Task = Literal["multiclass", "binary", "multilabel", "regression", "sequence"]
+Schedule = Literal["constant", "cosine", "step", "multistep", "exponential", "onecycle", "plateau"]
 
 
 class MInterface(engine.Module):
-    """Trains a net of `model/` for classification.
+    """Trains a net of `model/`.
 
-    Override `configure_loss`, `configure_metrics`, `configure_optimizers` or the steps for other tasks.
+    Override `configure_loss`, `configure_metrics`, `configure_optimizers` or the steps where the arguments do not
+    reach.
 
     Args:
         model_name: Name of the net: a file in model/.
-        lr: Learning rate at the start; it falls to zero along a cosine.
-        weight_decay: Pull of the weights towards zero (AdamW).
+        task: What is learned; sequence: the next token at each position. Default: what the dataset says, or multiclass.
+        loss: Losses of torch.nn. Default: the task's usual one.
+        loss_args: Arguments of the loss, such as {reduction: sum}; with several losses by loss.
+        loss_weights: Weight of each loss in the sum. Default: 1.
+        label_smoothing: Share of a label that is spread over all classes, in training.
+        mixup: Blend pairs of images; parameter of the beta distribution, such as 0.2 (0: off).
+        cutmix: Paste patches of other images; parameter of the beta distribution, such as 1 (0: off).
+        metrics: Metrics of torchmetrics, or of utils/metrics.py. Default: the task's usual ones.
+        metric_args: Arguments of metrics, by metric.
+        optimizer: Optimizer of torch.optim.
+        optimizer_args: Its further arguments, such as {momentum: 0.9}.
+        lr: Learning rate: the highest of the run.
+        lr_scales: Factors of the learning rate for parts of the net, by prefix of parameter names.
+        weight_decay: Pull of the weights towards zero; biases and norms are left out.
+        lr_schedule: How the learning rate changes over the run.
+        lr_schedule_args: Its arguments, such as {step_size: 10, gamma: 0.1}, counted in epochs.
+        warmup_steps: Optimizer steps over which the learning rate rises to lr.
+        monitor: Logged value that decides which checkpoint is best (and what plateau watches).
+        monitor_mode: Whether less or more of it is better.
+        freeze: Parts of the net to leave as they are: prefixes of parameter names; or all_but and the parts to train.
+        pretrained: Weights to start from: a checkpoint, a file; for torchvision_net also DEFAULT (downloads).
         model: Arguments of the net.
     """
 
@@ -36,92 +57,144 @@ class MInterface(engine.Module):
     def __init__(
         self,
         model_name: str = "standard_net",
+        task: Task | None = None,
+        loss: list[str] | None = None,
+        loss_args: dict[str, Any] | None = None,
+        loss_weights: list[float] | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        metrics: list[str] | None = None,
+        metric_args: dict[str, Any] | None = None,
+        optimizer: str = "AdamW",
+        optimizer_args: dict[str, Any] | None = None,
         lr: float = 3e-3,
+        lr_scales: dict[str, float] | None = None,
         weight_decay: float = 0.01,
+        lr_schedule: Schedule = "cosine",
+        lr_schedule_args: dict[str, Any] | None = None,
+        warmup_steps: int = 0,
+        monitor: str = "val_loss",
+        monitor_mode: Literal["min", "max"] = "min",
+        freeze: list[str] | None = None,
+        pretrained: str | None = None,
         model: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if lr <= 0 or weight_decay < 0:
-            raise engine.MisconfigurationException(
-                f"lr={lr}, weight_decay={weight_decay}; give an lr above 0, a weight_decay from 0"
-            )
-        self.save_hyperparameters("model_name", "lr", "weight_decay")
+        self.save_hyperparameters(ignore=["model"])
         self.hparams["model"] = {name: value for name, value in (model or {}).items() if value is not None}
         self.net = None
+        self.frozen: list[nn.Module] = []
+        # A collection for each validation and test set, made when the set is first seen.
+        self.set_metrics = nn.ModuleDict()
+        self.fitting = False
+
+    def setup(self, stage: str) -> None:
+        """Remember whether weights to start from are wanted: for evaluation they come from the checkpoint."""
+        self.fitting = stage == "fit"
 
     def configure_model(self) -> None:
         """Build the net, once the dataset can tell how many classes it has and what a sample looks like."""
         if self.net is not None:
             return
-        name, arguments = self.hparams["model_name"], self.hparams["model"]
-        accepted = inspect.signature(load_class("model", name)).parameters
-        for argument in OFFERED:
-            offered = getattr(self._trainer.datamodule, argument, None) if self._trainer is not None else None
-            if argument not in arguments and offered is not None:
-                arguments[argument] = tuple(offered) if argument == "sample_shape" else offered
-            required = argument in accepted and accepted[argument].default is inspect.Parameter.empty
-            if required and argument not in arguments:
-                raise engine.MisconfigurationException(
-                    f"net {name} needs {argument}, and the dataset does not tell: give its class an attribute of that "
-                    f"name, or --model.{argument}"
-                )
-        unwanted = [argument for argument in OFFERED if argument not in accepted]
-        self.net = build("model", name, {k: v for k, v in arguments.items() if k not in unwanted})
+        given = self.hparams
+        tell = getattr(getattr(self._trainer, "datamodule", None), "tell", lambda attribute: None)
+        given["task"] = given["task"] or tell("task") or "multiclass"
+        self.net = build_net(given["model_name"], given["model"], given["task"], tell)
+        self.num_outputs = given["model"].get("num_classes")
         self.loss = self.configure_loss()
-        metrics = self.configure_metrics()
-        self.val_metrics, self.test_metrics = metrics.clone(prefix="val_"), metrics.clone(prefix="test_")
+        softening = [given[name] for name in ("label_smoothing", "mixup", "cutmix")]
+        self.soften = SoftLabels(given["task"], self.num_outputs, *softening)
+        if self.fitting and given["pretrained"] is not None:
+            load_pretrained(self.net, given["pretrained"])
+        self.frozen = freeze(self.net, given["freeze"]) if given["freeze"] else []
 
     def configure_loss(self) -> nn.Module:
-        """The loss of scores of shape (batch, num_classes) and labels of shape (batch,)."""
-        return nn.CrossEntropyLoss()
+        """A module that takes outputs and targets, as `align` gives them, and returns the loss."""
+        given = self.hparams
+        return build_losses(given["task"], given["loss"], given["loss_args"], given["loss_weights"])
 
     def configure_metrics(self) -> MetricCollection:
-        """What to measure on validation and test sets."""
-        num_classes = self.hparams["model"].get("num_classes")
-        return MetricCollection({}) if num_classes is None else classification_metrics(num_classes)
+        """What to measure on a validation or test set."""
+        given = self.hparams
+        return build_metrics(given["task"], given["metrics"], given["metric_args"], self.num_outputs)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with a learning rate that falls to zero over the run (Loshchilov and Hutter 2017)."""
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        """The optimizer, and what changes its learning rate over the run."""
+        assert self.net is not None
+        given, trainer = self.hparams, self.trainer
+        optimizer = build_optimizer(
+            self.net,
+            given["optimizer"],
+            given["lr"],
+            given["weight_decay"],
+            given["optimizer_args"],
+            given["lr_scales"],
         )
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            return optimizer
-        angle = math.pi / max(steps, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(angle * step)) / 2)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedulers = build_schedule(
+            optimizer,
+            given["lr_schedule"],
+            given["lr_schedule_args"],
+            0 if trainer.fast_dev_run else given["warmup_steps"],
+            total_steps=trainer.estimated_stepping_batches,
+            steps_per_epoch=trainer.num_training_batches / trainer.accumulate_grad_batches,
+            monitor=given["monitor"],
+            monitor_mode=given["monitor_mode"],
+        )
+        return [optimizer], schedulers
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check the labels, while they are on the CPU."""
+        if self.hparams["task"] == "multiclass":
+            check_labels(batch, self.num_outputs)
+        return batch
+
+    def on_train_epoch_start(self) -> None:
+        """Keep the batch norms of frozen parts from learning."""
+        for part in self.frozen:
+            part.eval()
+
+    def forward(self, inputs: Any) -> Tensor:
         """The net's output."""
         assert self.net is not None
-        outputs: Tensor = self.net(inputs)
+        with explain("the net", inputs=inputs):
+            outputs: Tensor = self.net(inputs)
         return outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        inputs, targets = batch
-        loss: Tensor = self.loss(self(inputs), targets)
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
-        return loss
+        inputs, targets = self.soften(*pair(batch))
+        return self._log_loss("train", *align(self.hparams["task"], self(inputs), targets), on_step=True, on_epoch=True)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics of a validation batch."""
-        self._evaluate(batch, "val_loss", self.val_metrics)
+        self._evaluate("val", batch, dataloader_idx)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics of a test batch."""
-        self._evaluate(batch, "test_loss", self.test_metrics)
+        self._evaluate("test", batch, dataloader_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probabilities of shape (batch, num_classes); labels in the batch are left aside."""
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Probabilities, or values in a regression; targets in the batch are left aside."""
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
-        return self(inputs).softmax(dim=1)
+        return activate(self.hparams["task"], self(inputs))
 
-    def _evaluate(self, batch: Any, loss_name: str, metrics: MetricCollection) -> None:
-        inputs, targets = batch
-        outputs = self(inputs)
-        metrics.update(outputs, targets)
-        self.log(loss_name, self.loss(outputs, targets), prog_bar=True, sync_dist=True)
+    def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
+        inputs, targets = pair(batch)
+        outputs, targets = align(self.hparams["task"], self(inputs), targets)
+        self._log_loss(stage, outputs, targets)
+        key = f"{stage}{dataloader_idx}"
+        if key not in self.set_metrics:
+            self.set_metrics[key] = self.configure_metrics().clone(prefix=f"{stage}_").to(outputs.device)
+        metrics: Any = self.set_metrics[key]
+        with explain("a metric", outputs=outputs, targets=targets):
+            metrics.update(outputs, targets)
         for name, metric in metrics.items():
-            self.log(name, metric, prog_bar=name.endswith("acc"))
+            self.log(name, metric, prog_bar=name.endswith("_acc"))
+
+    def _log_loss(self, stage: str, outputs: Tensor, targets: Tensor, **when: Any) -> Tensor:
+        loss: Tensor = self.loss(outputs, targets)
+        self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, **when)
+        for name, value in getattr(self.loss, "terms", {}).items():
+            self.log(f"{stage}_{name}", value, sync_dist=True, **when)
+        return loss

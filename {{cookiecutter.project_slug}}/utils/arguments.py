@@ -1,6 +1,6 @@
 """The command line: which flags there are, and one clear line for what is wrong with them.
 
-Names come first: a small parser finds the net and the dataset that were named, on the command line or in config
+Names come first: a small parser finds the net and the datasets that were named, on the command line or in config
 files, so that the full parser can have flags for the arguments of just these.
 """
 
@@ -9,30 +9,47 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import json
+import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import engine
 from data import DInterface
 from model import MInterface
-from model.model_interface import OFFERED
-from utils.registry import load_class
-from utils.run_folder import find_checkpoint, saved_config
+from utils.registry import OFFERED, load_class
+from utils.run_folder import ENVIRONMENT, find_checkpoint, saved_config
 
 COMMANDS = ("fit", "validate", "test", "predict")
 # Decided by main.py, or of no use on a command line.
 NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
-SECTIONS = {"model_name": "model", "dataset": "data"}
+SECTIONS = ("model", "data")
+# Where a first run wants other values than the Trainer has.
+DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
+ALIASES = {"eval_datasets": "val_datasets"}
+# Arguments of one run only: a config that repeats it leaves them out.
+OF_ONE_RUN = ("config", "ckpt_path", "run_name")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 PLAIN = (int, float, str, bool, type(None))
+
+
+class Help(argparse.HelpFormatter):
+    """Help in two columns, which fits into 80 characters."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # The parser adds a spelling with a plus to every list; a list is given more easily.
+        return super()._format_action_invocation(action).split(f", {action.option_strings[0]}+")[0]
 
 
 class Parser(ArgumentParser):
@@ -65,14 +82,14 @@ def exit_with(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def parse(argv: Sequence[str]) -> tuple[str, Namespace, str]:
+def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
     """Read the command line.
 
     Args:
         argv: Its words, without the program's name.
 
     Returns:
-        The command, the arguments, and the same arguments as YAML for `--config`.
+        The command and the arguments; `repeats` among these is the folder of the run whose config was given, or None.
 
     Raises:
         MisconfigurationException: A name, a file or a config does not exist or cannot be read.
@@ -81,30 +98,95 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace, str]:
     command = _command(argv)
     first, rest = _first_parser().parse_known_args(argv[1:] if argv and argv[0] == command else argv)
     flags = {name: value for name, value in vars(first).items() if name != "config" and value is not None}
-    given = {key: value for source in [*map(_read, first.config), flags] for key, value in source.items()}
+    configs = [_read(path) for path in first.config]
+    given = {key: value for source in [*configs, flags] for key, value in source.items() if value is not None}
     checkpoint = None
     saved: dict[str, Any] = {}
-    if given.get("ckpt_path") is not None:
+    if "ckpt_path" in given:
         where = {name: given.get(name) for name in ("experiment", "run_name")}
         checkpoint = find_checkpoint(str(given["ckpt_path"]), str(given.get("log_dir", "logs")), **where)
         saved = _read(config) if (config := saved_config(checkpoint)) is not None else {}
-    chosen = {"model_name": "standard_net", "dataset": "standard_data"}
-    for source in (saved, given):
-        chosen |= {name: str(source[name]) for name in chosen if source.get(name) is not None}
-    parser = _full_parser(chosen["model_name"], chosen["dataset"])
-    # What was saved for another net or dataset means nothing to this one.
-    foreign = {SECTIONS[name] for name in chosen if saved.get(name) != chosen[name]}
-    kept = yaml.safe_dump({key: value for key, value in saved.items() if key not in foreign})
-    words = [word for config in ([kept] if saved else []) + first.config for word in ("--config", config)]
-    words += [f"--{name}={value}" for name, value in flags.items()]
-    arguments = parser.parse_args([*words, *rest])
+    net, datasets = _names({**saved, **given})
+    parser = _full_parser(net, datasets)
+    kept = _without_foreign(saved, net, datasets)
+    words = [word for config in (kept, *configs) if config for word in ("--config", yaml.safe_dump(config))]
+    words += [f"--{name}={_word(value)}" for name, value in flags.items()]
+    arguments = parser.parse_args([*words, *_lists_in_one_word(rest, parser)])
     arguments.ckpt_path = None if checkpoint is None else str(checkpoint)
+    folders = [Path(path).parent for path in first.config]
+    arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
     if command != "fit" and checkpoint is None:
         raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
-    to_save = arguments.clone()
-    for name in ("config", "ckpt_path"):
-        to_save.pop(name, None)
-    return command, arguments, parser.dump(to_save, skip_validation=True)
+    if command == "predict" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise engine.MisconfigurationException("predict writes one file; run it without torchrun, in one process")
+    if command != "fit" and arguments.fold == "all":
+        raise engine.MisconfigurationException(f"--fold all trains; {command} takes the checkpoint of one fold")
+    return command, arguments
+
+
+def to_yaml(arguments: Namespace) -> str:
+    """The arguments as a config that repeats the run."""
+    kept = {k: v for k, v in arguments.as_dict().items() if k not in (*OF_ONE_RUN, "repeats")}
+    # By way of JSON, which knows no tuples.
+    return yaml.safe_dump(json.loads(json.dumps(kept)), sort_keys=False, allow_unicode=True)
+
+
+def _names(given: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The net that is named, and the datasets, the one to train on first."""
+    base = given.get("dataset") or given.get("train_dataset") or "standard_data"
+    named = [given.get("train_dataset") or base]
+    for flag in ("val_datasets", "test_datasets"):
+        listed = given.get(flag) or [base]
+        named += listed if isinstance(listed, list) else [listed]
+    return str(given.get("model_name") or "standard_net"), [str(name) for name in dict.fromkeys(named)]
+
+
+def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str]) -> dict[str, Any]:
+    """A saved config without arguments that were meant for another net, or for datasets no longer named."""
+    if not saved:
+        return {}
+    kept, (old_net, old_datasets) = dict(saved), _names(saved)
+    if old_net != net:
+        kept.pop("model", None)
+    accepted = {name for dataset in datasets for name in inspect.signature(load_class("data", dataset)).parameters}
+    of_data = kept.pop("data", None) or {}
+    if set(old_datasets) & set(datasets):
+        kept["data"] = {name: value for name, value in of_data.items() if name in accepted}
+    return kept
+
+
+def _lists_in_one_word(words: Sequence[str], parser: Parser) -> list[str]:
+    """The words with those of a list joined: `--freeze a b` as `--freeze=["a", "b"]`, as the parser reads it."""
+    lists = {
+        flag
+        for action in parser._actions
+        if _is_list(getattr(action, "_typehint", None))
+        for flag in action.option_strings
+    }
+    joined: list[str] = []
+    words = list(words)
+    while words:
+        flag = words.pop(0)
+        items: list[str] = []
+        while flag in lists and words and not words[0].startswith("--"):
+            items.append(words.pop(0))
+        if len(items) == 1 and items[0].startswith("["):
+            joined.append(f"{flag}={items[0]}")
+        else:
+            joined.append(f"{flag}={_word(items)}" if items else flag)
+    return joined
+
+
+def _word(value: Any) -> str:
+    """A value as the parser reads it; items of a list that are numbers stay numbers."""
+    if not isinstance(value, list):
+        return str(value)
+    numbers = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+    return "[" + ", ".join(item if numbers.fullmatch(item) else json.dumps(item) for item in map(str, value)) + "]"
+
+
+def _is_list(hint: Any) -> bool:
+    return get_origin(hint) in (list, tuple) or any(get_origin(part) in (list, tuple) for part in get_args(hint))
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -131,64 +213,94 @@ def _first_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py", add_help=False, allow_abbrev=False)
     parser.error = lambda message: exit_with(message)  # type: ignore[method-assign]
     parser.add_argument("--config", action="append", default=[])
-    for name in ("model_name", "dataset", "ckpt_path", "log_dir", "experiment", "run_name"):
+    for name in ("model_name", "dataset", "train_dataset", "ckpt_path", "log_dir", "experiment", "run_name"):
         parser.add_argument(f"--{name}")
+    for name in ("val_datasets", "test_datasets"):
+        aliases = [f"--{alias}" for alias, meant in ALIASES.items() if meant == name]
+        parser.add_argument(f"--{name}", *aliases, nargs="+")
     return parser
 
 
-def _full_parser(model_name: str, dataset: str) -> Parser:
-    net, data = load_class("model", model_name), load_class("data", dataset)
+def _full_parser(model_name: str, datasets: list[str]) -> Parser:
+    net = load_class("model", model_name)
     parser = Parser(
         prog="main.py",
         usage="%(prog)s [fit | validate | test | predict] [--FLAG VALUE ...]",
         description="fit (the default) trains, then tests the best checkpoint; the others need --ckpt_path.",
         allow_abbrev=False,
         print_config=None,
+        formatter_class=Help,
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--config", action="config", help="YAML file with arguments; may be given repeatedly")
-    run.add_argument("--seed", type=int, default=42, help="seed of all random numbers")
-    run.add_argument("--ckpt_path", type=str | None, help="checkpoint: best or last (of the newest run), or a path")
-    run.add_argument("--log_dir", type=str, default="logs", help="folder of all runs")
-    run.add_argument("--experiment", type=str | None, help="folder within log_dir; default: the net's name")
-    run.add_argument("--run_name", type=str | None, help="folder of the run; default: version_0, version_1, ...")
     run.add_argument(
-        "--monitor", type=str, default="val_loss", help="logged value that decides which checkpoint is best"
+        "--config", action="config", metavar="FILE", help="YAML file with arguments; may be given repeatedly"
     )
-    run.add_argument("--monitor_mode", type=Literal["min", "max"], default="min", help="whether less or more is better")
-    run.add_argument("--patience", type=int | None, help="stop after so many epochs without improvement")
-    _add_constructor(parser.add_argument_group("training"), engine.Trainer, "", ())
-    _add_constructor(parser.add_argument_group("model"), MInterface, "", ())
-    _add_constructor(parser.add_argument_group(f"net {net.__name__}"), net, "model.", ())
-    _add_constructor(parser.add_argument_group("data"), DInterface, "", ())
-    _add_constructor(parser.add_argument_group(f"dataset {data.__name__}"), data, "data.", ("split",))
-    parser.set_defaults({"max_epochs": 15, "log_every_n_steps": 10})
+    run.add_argument("--seed", type=int, default=42, metavar="N", help="seed of all random numbers [42]")
+    run.add_argument(
+        "--ckpt_path", type=str | None, metavar="TEXT", help="checkpoint: best or last (of the newest run), or a path"
+    )
+    run.add_argument("--log_dir", type=str, default="logs", metavar="TEXT", help="folder of all runs [logs]")
+    run.add_argument(
+        "--experiment", type=str | None, metavar="TEXT", help="folder within log_dir; default: the net's name"
+    )
+    run.add_argument(
+        "--run_name", type=str | None, metavar="TEXT", help="folder of the run; default: version_0, version_1, ..."
+    )
+    run.add_argument("--patience", type=int | None, metavar="N", help="stop after so many epochs without improvement")
+    _add_constructor(parser.add_argument_group("training"), engine.Trainer, "")
+    _add_constructor(parser.add_argument_group("model"), MInterface, "")
+    told = dict.fromkeys(OFFERED, "what the dataset says")
+    _add_constructor(parser.add_argument_group(f"net {net.__name__}"), net, "model.", later=told)
+    _add_constructor(parser.add_argument_group("data"), DInterface, "")
+    takes = {name: set(inspect.signature(load_class("data", name)).parameters) for name in datasets}
+    shared = {a for name, own in takes.items() for a in own if any(a in takes[n] for n in takes if n != name)}
+    known = {"split"}
+    for name in datasets:
+        data = load_class("data", name)
+        group = parser.add_argument_group(f"dataset {data.__name__}")
+        _add_constructor(group, data, "data.", known, dict.fromkeys(shared, "each dataset's own"))
+        known |= takes[name]
     return parser
 
 
 def _read(path: str | Path) -> dict[str, Any]:
     """The content of a config file."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise engine.MisconfigurationException(f"config {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise engine.MisconfigurationException(f"config {path} holds no arguments; write lines such as 'lr: 0.001'")
-    for section in SECTIONS.values():
+    for section in SECTIONS:
         if not isinstance(content.get(section, {}), dict):
             raise engine.MisconfigurationException(
                 f"config {path}: {section} is {content[section]!r}; give its arguments by name, indented below it"
             )
-    return content
+    if "config" in content:
+        raise engine.MisconfigurationException(f"config {path} names a config; give both: --config A --config {path}")
+    return {ALIASES.get(str(key), str(key)): value for key, value in content.items()}
 
 
 def _is_plain(hint: Any) -> bool:
     """Whether a type is built of numbers, strings, booleans and containers of them: no class, no callable."""
     if get_origin(hint) is Literal or hint in PLAIN:
         return True
-    inner = [part for part in get_args(hint) if part is not Ellipsis]
+    inner = [part for part in get_args(hint) if part is not Ellipsis and not (get_origin(hint) is dict and part is Any)]
     return get_origin(hint) in (Union, types.UnionType, list, tuple, dict) and all(map(_is_plain, inner))
+
+
+def _metavar(hint: Any) -> str:
+    """How help shows a value of a type."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, parts))
+    if get_origin(hint) in (Union, types.UnionType):
+        return "|".join(dict.fromkeys(map(_metavar, parts)))
+    if get_origin(hint) in (list, tuple):
+        return f"{_metavar(parts[0])} ..."
+    names: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{...}"}
+    return names[get_origin(hint) or hint]
 
 
 def _spell(kinds: list[str]) -> str:
@@ -201,8 +313,18 @@ def _spell(kinds: list[str]) -> str:
     return " or ".join(dict.fromkeys(spelled))
 
 
-def _add_constructor(group: Any, cls: type[Any], prefix: str, skip: Iterable[str]) -> None:
-    """Add a flag for each argument of a constructor that has a plain type, with help from the docstring."""
+def _add_constructor(
+    group: Any, cls: type[Any], prefix: str, skip: Iterable[str] = (), later: Mapping[str, str] | None = None
+) -> None:
+    """Add a flag for each argument of a constructor that has a plain type, with help from the docstring.
+
+    Args:
+        group: Where to add them.
+        cls: Whose constructor.
+        prefix: What the flags begin with.
+        skip: Arguments without a flag.
+        later: Arguments whose default is decided later, and by what.
+    """
     texts = [cls.__doc__, cls.__init__.__doc__]
     described = [param for text in texts if text for param in docstring_parser.parse(text).params]
     help_texts = {param.arg_name: " ".join((param.description or "").split()) for param in described}
@@ -224,14 +346,14 @@ def _add_constructor(group: Any, cls: type[Any], prefix: str, skip: Iterable[str
                 )
             continue
         options: dict[str, Any] = {"type": hint, "help": help_texts.get(name, "").replace("%", "%%")}
-        if prefix == "model." and name in OFFERED:
-            options |= {
-                "type": hint | None,
-                "default": None,
-                "help": options["help"] + " Default: what the dataset says.",
-            }
+        if name in (later or {}):
+            described_default = f"{options['help']} Default: {(later or {})[name]}."
+            options |= {"type": hint | None, "default": None, "help": described_default}
         elif required:
             options["required"] = True
         else:
-            options["default"] = parameter.default
-        group.add_argument(f"--{prefix}{name}", **options)
+            options["default"] = DEFAULTS.get(prefix + name, parameter.default)
+        if options.get("default") is not None:
+            shown = str(options["default"])
+            options["help"] += f" [{shown.lower() if isinstance(options['default'], bool) else shown}]"
+        group.add_argument(f"--{prefix}{name}", metavar=_metavar(hint), **options)

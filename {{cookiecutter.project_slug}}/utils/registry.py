@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 import traceback
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 from torch.utils.data import Dataset
 
 from engine import MisconfigurationException
 
+T = TypeVar("T")
 Folder = Literal["model", "data"]
 WHAT = {"model": "net", "data": "dataset"}
 BASE: dict[str, type[Any]] = {"model": nn.Module, "data": Dataset}
 FLAG = {"model": "--model_name", "data": "--dataset"}
+# Net arguments that the dataset fills in unless they are given.
+OFFERED = ("num_classes", "sample_shape")
 
 
 def names(folder: Folder) -> list[str]:
@@ -51,7 +57,7 @@ def load_class(folder: Folder, name: str) -> type[Any]:
     try:
         module = importlib.import_module(f"{folder}.{name}")
     except (Exception, SystemExit) as error:
-        raise MisconfigurationException(f"{file} cannot be imported: {_describe(error, folder)}") from error
+        raise MisconfigurationException(f"{file} cannot be imported: {describe(error, folder)}") from error
     wanted = name.replace("_", "").lower()
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type):
@@ -73,7 +79,37 @@ def build(folder: Folder, name: str, arguments: dict[str, Any]) -> Any:
     try:
         return cls(**arguments)
     except Exception as error:
-        raise MisconfigurationException(f"{WHAT[folder]} {name}: {_describe(error, folder)}") from error
+        raise MisconfigurationException(f"{WHAT[folder]} {name}: {describe(error, folder)}") from error
+
+
+def build_net(name: str, arguments: dict[str, Any], task: str, tell: Callable[[str], Any]) -> nn.Module:
+    """The net of that name; what the dataset tells is added to `arguments`, where they lack it.
+
+    Args:
+        name: Name of the net.
+        arguments: Its arguments; the ones in `OFFERED` may be missing.
+        task: What is learned; it decides what `num_classes` means: the number of outputs.
+        tell: Gives attributes of the dataset by name, None for one that it lacks.
+
+    Raises:
+        MisconfigurationException: The net needs something that neither the arguments nor the dataset say, or its
+            constructor fails.
+    """
+    outputs = {"binary": 1, "regression": tell("num_targets") or 1, "multilabel": tell("num_targets")}
+    offers = {"num_classes": outputs.get(task) or tell("num_classes"), "sample_shape": tell("sample_shape")}
+    accepted = inspect.signature(load_class("model", name)).parameters
+    for argument, offered in offers.items():
+        if argument not in arguments and offered is not None:
+            arguments[argument] = tuple(offered) if argument == "sample_shape" else offered
+        required = argument in accepted and accepted[argument].default is inspect.Parameter.empty
+        if required and argument not in arguments:
+            raise MisconfigurationException(
+                f"net {name} needs {argument}, and the dataset does not tell: give its class an attribute of that "
+                f"name, or --model.{argument}"
+            )
+    unwanted = [argument for argument in OFFERED if argument not in accepted]
+    net: nn.Module = build("model", name, {k: v for k, v in arguments.items() if k not in unwanted})
+    return net
 
 
 def camel_case(name: str) -> str:
@@ -81,7 +117,70 @@ def camel_case(name: str) -> str:
     return re.sub(r"(?:^|_)([a-z0-9])", lambda match: match[1].upper(), name)
 
 
-def _describe(error: BaseException, folder: Folder) -> str:
+def snake_case(name: str) -> str:
+    """`MSELoss` as `mse_loss`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def from_library(
+    module: ModuleType, base: type[Any], name: str, arguments: Mapping[str, Any], flag: str, **given: Any
+) -> Any:
+    """An instance of a library's class, such as `torch.optim.AdamW`, by the name of the class alone.
+
+    Args:
+        module: Where to look.
+        base: What the class must derive from.
+        name: Name of the class.
+        arguments: Arguments that the user chose.
+        flag: The flag that took the name, for messages.
+        **given: Arguments that the caller decides; the user cannot set them.
+
+    Raises:
+        MisconfigurationException: The module has no public class of that kind and name, or it refuses the arguments.
+    """
+    return construct(pick(name, classes(module, base), flag), arguments, f"{flag} {name}", **given)
+
+
+def classes(module: ModuleType, base: type[Any]) -> dict[str, type[Any]]:
+    """The public classes in a module that derive from `base`, by name; `base` itself is none of them."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base and not name.startswith("_")
+    }
+
+
+def pick(name: str, known: Mapping[str, T], flag: str) -> T:
+    """What stands under a name.
+
+    Raises:
+        MisconfigurationException: Nothing does; the message says what there is, and what is nearest.
+    """
+    if name in known:
+        return known[name]
+    plain = {other.replace("_", "").lower(): other for other in known}
+    nearest = difflib.get_close_matches(name.replace("_", "").lower(), plain, 1)
+    hint = f"did you mean {plain[nearest[0]]}? " if nearest else ""
+    raise MisconfigurationException(f"{flag} {name}: there is none of that name; {hint}there are: {', '.join(known)}")
+
+
+def construct(make: Callable[..., T], arguments: Mapping[str, Any], what: str, **given: Any) -> T:
+    """Call `make` with the arguments that the user chose, and those that are given.
+
+    Raises:
+        MisconfigurationException: It fails; the message begins with `what` and names the arguments there are.
+    """
+    try:
+        return make(**given, **arguments)
+    except Exception as error:
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(make).parameters.values()
+        free = ", ".join(p.name for p in parameters if p.kind in named and p.name not in given)
+        reason = " ".join(str(error).split())
+        raise MisconfigurationException(f"{what}: {reason}; its arguments are: {free or 'none'}") from error
+
+
+def describe(error: BaseException, folder: Folder) -> str:
     """An error of a user's file in one line, with the place where it was raised."""
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split())

@@ -9,15 +9,19 @@ import platform
 import re
 import subprocess
 import sys
+import zlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 import engine
+from utils.splits import fingerprint
 
-CONFIG = "config.yaml"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+PROJECT = Path(__file__).parents[1]
+CODE = ("data", "engine", "model", "utils")
 
 
 class SaveRun(engine.Callback):
@@ -25,32 +29,57 @@ class SaveRun(engine.Callback):
 
     Args:
         config: The arguments as YAML.
+        repeats: Folder of the run that this one repeats: it is told where code, data or versions differ.
     """
 
-    def __init__(self, config: str) -> None:
-        self.config = config
+    def __init__(self, config: str, repeats: str | None) -> None:
+        self.config, self.repeats = config, repeats
 
     def on_train_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
         """Write `config.yaml`, `environment.json` and, where the working tree is dirty, `git.diff`."""
         # Asked by every process, since in Lightning this is a broadcast.
         log_dir = trainer.log_dir
-        if not trainer.is_global_zero or trainer.fast_dev_run or log_dir is None:
+        if not trainer.is_global_zero:
+            return
+        environment = describe_environment(trainer.datamodule)
+        if self.repeats is not None:
+            warn_of_differences(Path(self.repeats), environment)
+        if trainer.fast_dev_run or log_dir is None:
             return
         folder = Path(log_dir)
-        _write(folder / CONFIG, self.config)
-        commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
-        environment = {
-            "command": sys.argv,
+        write_whole(folder / CONFIG, self.config)
+        write_whole(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        if diff := _git("diff", "HEAD"):
+            write_whole(folder / "git.diff", diff)
+
+
+def describe_environment(data: Any) -> dict[str, Any]:
+    """What a run depends on beside its arguments: versions, device, code (hashes of files), and data (of samples)."""
+    own = [PROJECT / "main.py", *(file for name in CODE for file in sorted((PROJECT / name).rglob("*.py")))]
+    return {
+        "command": sys.argv,
+        "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-            "platform": platform.platform(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "git_commit": commit.strip() or None,
-        }
-        _write(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        if diff:
-            _write(folder / "git.diff", diff)
+            **{name: version(name) for name in ("torchvision", "torchmetrics", "numpy")},
+        },
+        "platform": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git_commit": _git("rev-parse", "HEAD").strip() or None,
+        "data": {f"{split}/{name}": fingerprint(s) for split, sets in data.sets.items() for name, s in sets.items()},
+        "code": {file.relative_to(PROJECT).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in own},
+    }
+
+
+def warn_of_differences(folder: Path, now: dict[str, Any]) -> None:
+    """Say on the error stream what is not as it was in an earlier run, a line for each kind."""
+    then = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    for kind in ("versions", "data", "code"):
+        old, new = then.get(kind, {}), now[kind]
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        told = [name if kind == "code" else f"{name} ({old.get(name)}, now {new.get(name)})" for name in changed]
+        if changed:
+            print(f"warning: {kind} not as in {folder}: {', '.join(told)}; results may differ", file=sys.stderr)
 
 
 def find_checkpoint(wanted: str, log_dir: str, experiment: str | None, run_name: str | None) -> Path:
@@ -68,7 +97,11 @@ def find_checkpoint(wanted: str, log_dir: str, experiment: str | None, run_name:
     if wanted not in ("best", "last"):
         return Path(wanted)
     pattern = f"{experiment or '*'}/{run_name or '*'}/checkpoints/{wanted}.ckpt"
-    found = list(Path(log_dir).glob(pattern))
+    found = [
+        file
+        for glob in (pattern, pattern.replace("/checkpoints", "/fold_*/checkpoints"))
+        for file in Path(log_dir).glob(glob)
+    ]
     if not found:
         raise engine.MisconfigurationException(
             f"--ckpt_path {wanted}: no run has one ({Path(log_dir, pattern)}); train first, or give a path"
@@ -96,13 +129,15 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     """
     wanted = {"experiment": arguments.experiment, "run_name": arguments.run_name}
     for flag, name in wanted.items():
-        if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        # Each fold of a run has a folder within the run's.
+        if name is not None and not re.fullmatch(r"\w[\w.-]*(/fold_\d+)?", name):
             raise engine.MisconfigurationException(
                 f"--{flag} {name!r}: give the name of a folder, of letters, digits, - _ and ."
             )
     checkpoint = Path(arguments.ckpt_path) if arguments.ckpt_path else None
     folder = run_folder(checkpoint) if checkpoint is not None and checkpoint.name == "last.ckpt" else None
-    same = folder is not None and arguments.experiment in (None, folder.parent.name)
+    # The run of a fold lies a folder deeper.
+    same = folder is not None and arguments.experiment in (None, folder.parent.name, folder.parent.parent.name)
     if folder is not None and same and arguments.run_name in (None, folder.name):
         return {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
     experiment = arguments.experiment or arguments.model_name
@@ -114,22 +149,31 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     return {"save_dir": arguments.log_dir, "name": experiment, "version": arguments.run_name}
 
 
-def write_predictions(folder: Path, batches: list[Any]) -> Path:
-    """Write class probabilities as `predictions.csv`: a row for each sample, in the dataset's order.
+def write_predictions(folder: Path, sets: dict[str, list[Any]], task: str, class_names: list[str] | None) -> Path:
+    """Write `predictions.csv`: a row for each sample, in the datasets' order.
 
     Args:
         folder: Where to write.
-        batches: Tensors of shape (batch, num_classes).
+        sets: For each dataset the predictions of its batches: tensors of shape (batch,) or (batch, outputs).
+        task: What was learned: probabilities follow a class, values of a regression stand alone.
+        class_names: Names of the classes, where the dataset has names.
     """
+    several, regression, single = len(sets) > 1, task == "regression", task in ("multiclass", "sequence")
+    width = next((batch[0].numel() for batches in sets.values() for batch in batches), 0)
+    kind = "value" if regression else "probability"
+    labels = class_names if class_names and len(class_names) == width else [str(number) for number in range(width)]
+    columns = [f"{kind}_{label}" for label in labels] if width > 1 else [kind]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "class", *(f"probability_{number}" for number in range(batches[0].shape[1]))])
-    for index, row in enumerate(row for batch in batches for row in batch):
-        writer.writerow([index, int(row.argmax()), *(f"{probability:.6f}" for probability in row.tolist())])
-    return _write(folder / "predictions.csv", text.getvalue())
+    writer.writerow([*["dataset"] * several, "index", *["class"] * single, *columns])
+    for name, batches in sets.items():
+        for index, row in enumerate(row.reshape(-1) for batch in batches for row in batch):
+            best = [labels[int(row.argmax())]] * single
+            writer.writerow([*[name] * several, index, *best, *(f"{value:.6g}" for value in row.tolist())])
+    return write_whole(folder / "predictions.csv", text.getvalue())
 
 
-def _write(path: Path, text: str) -> Path:
+def write_whole(path: Path, text: str) -> Path:
     """Write a file so that it is whole or not there."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8", newline="\n")

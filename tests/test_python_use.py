@@ -1,0 +1,74 @@
+"""A project from Python and notebooks: the code that its README shows, run as it stands."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def blocks(project: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (project / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def execute(block: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "block"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_the_readme_shows_two_blocks_of_the_length_it_says(project: Path) -> None:
+    without_main, sweep = blocks(project, "python")
+    assert len([line for line in without_main.splitlines() if line]) <= 13
+    assert len([line for line in sweep.splitlines() if line]) <= 20
+
+
+def test_a_run_without_main(project: Path) -> None:
+    names = execute(blocks(project, "python")[0])
+    assert names["results"][0]["test_acc"] > 0.3
+
+
+def test_an_optuna_sweep(project: Path) -> None:
+    names = execute(blocks(project, "python")[1])
+    study = names["study"]
+    assert len(study.trials) == 5 and 0 < study.best_value <= 1
+    folders = {path.name for path in (project / "logs/search").iterdir()}
+    assert folders == {f"trial_{number}" for number in range(5)}
+
+
+def test_main_returns_the_metrics(run: Callable) -> None:
+    metrics = run("--fast_dev_run", "true").metrics
+    assert {"train_loss", "val_loss", "val_acc", "test_loss", "test_acc", "test_f1"} <= set(metrics)
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_every_command_that_the_readme_shows_is_understood(project: Path, run_in_project: Callable) -> None:
+    for name in ("day", "night", "rain", "my_data"):
+        text = (project / "data/standard_data.py").read_text().replace("StandardData", name.title().replace("_", ""))
+        (project / "data" / f"{name}.py").write_text(text)
+    net = (project / "model/standard_net.py").read_text().replace("StandardNet", "MyNet")
+    (project / "model/my_net.py").write_text(net)
+    assert run_in_project("--max_epochs", "1", "--limit_train_batches", "1").code == 0
+    from utils.arguments import parse
+
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python main\.py((?: [^\n`#|]+)?)", readme)
+    assert len(commands) >= 20
+    for command in commands:
+        words = command.split()
+        if "--help" not in words:
+            parse(words)
+
+
+def test_bad_input_raises_system_exit_in_python_too(run: Callable) -> None:
+    import main
+
+    with pytest.raises(SystemExit) as end:
+        main.main(["--lr", "fast"])
+    assert end.value.code == 2

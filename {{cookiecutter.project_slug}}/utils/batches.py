@@ -1,0 +1,120 @@
+"""What happens to a batch of (inputs, targets) before the net sees it: checks, label smoothing, mixup and cutmix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from engine import MisconfigurationException
+from utils.registry import describe
+
+
+class explain:  # noqa: N801
+    """A context in which errors that torch raises for wrong shapes and values become one line.
+
+    Args:
+        what: What is done in it, such as "the net".
+        **values: What it is done with; of tensors the line tells the shapes.
+    """
+
+    def __init__(self, what: str, **values: Any) -> None:
+        self.what, self.values = what, values
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError | ValueError | IndexError) and not isinstance(error, torch.OutOfMemoryError):
+            given = ", ".join(f"{name} {shape_of(value)}" for name, value in self.values.items())
+            raise MisconfigurationException(f"{self.what} fails on {given}: {describe(error, 'model')}") from error
+
+
+class SoftLabels:
+    """Turns labels into probabilities, for training: label smoothing, mixup, cutmix.
+
+    Sources: Szegedy et al. 2016 (label smoothing), Zhang et al. 2018 (mixup), Yun et al. 2019 (cutmix). Where mixup and
+    cutmix are both on, each batch gets one of them at random.
+
+    Args:
+        task: Only multiclass has such labels.
+        num_classes: Number of classes.
+        smoothing: Share of a label that is spread over all classes, from 0 to below 1.
+        mixup: Parameter of the beta distribution, from 0 (off).
+        cutmix: The same for cutmix.
+
+    Raises:
+        MisconfigurationException: A value is out of range, or the task has no classes.
+    """
+
+    def __init__(self, task: str, num_classes: int | None, smoothing: float, mixup: float, cutmix: float) -> None:
+        limits = {"label_smoothing": (smoothing, 1.0), "mixup": (mixup, 1e6), "cutmix": (cutmix, 1e6)}
+        for name, (value, limit) in limits.items():
+            if not 0 <= value < limit:
+                raise MisconfigurationException(f"{name}={value}; give a number from 0 to below {limit:g}")
+            if value and (task != "multiclass" or num_classes is None):
+                raise MisconfigurationException(
+                    f"{name}={value} needs the task multiclass and a dataset that tells its num_classes; here: {task}"
+                )
+        self.num_classes, self.smoothing = num_classes, smoothing
+        chosen = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
+        kinds = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in chosen if alpha]
+        self.mix = v2.RandomChoice(kinds) if kinds else None
+
+    def __call__(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
+        """Inputs, and targets of shape (batch, num_classes) where anything is on; (batch,) otherwise."""
+        if self.mix is not None:
+            if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+                raise MisconfigurationException(f"mixup and cutmix need images, not inputs {shape_of(inputs)}")
+            inputs, targets = self.mix(inputs, targets)
+        if self.smoothing and self.num_classes is not None:
+            hard = targets if targets.ndim == 2 else F.one_hot(targets, self.num_classes).float()
+            targets = hard * (1 - self.smoothing) + self.smoothing / self.num_classes
+        return inputs, targets
+
+
+def pair(batch: Any) -> tuple[Any, Tensor]:
+    """A batch as inputs and targets.
+
+    Raises:
+        MisconfigurationException: It is something else.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return batch[0], batch[1]
+    raise MisconfigurationException(
+        f"a batch is {shape_of(batch)}, not (inputs, targets): let the dataset give pairs, or override the steps of "
+        "model/model_interface.py"
+    )
+
+
+def check_labels(batch: Any, num_classes: int | None) -> None:
+    """Refuse classes out of range, while they are on the CPU: a GPU would fail later, and not say which.
+
+    Raises:
+        MisconfigurationException: A label is below 0, or num_classes or above.
+    """
+    targets = batch[1] if isinstance(batch, list | tuple) and len(batch) == 2 else None
+    if num_classes is None or not isinstance(targets, Tensor) or not targets.numel():
+        return
+    if targets.device.type != "cpu" or targets.is_floating_point():
+        return
+    least, most = (int(value) for value in torch.aminmax(targets))
+    if least < 0 or most >= num_classes:
+        raise MisconfigurationException(
+            f"a batch has class {least if least < 0 else most}, but there are {num_classes} classes, from 0 to "
+            f"{num_classes - 1}: check the dataset's targets and num_classes"
+        )
+
+
+def shape_of(value: Any) -> str:
+    """A value in a few words: shapes of tensors, types of the rest."""
+    if isinstance(value, Tensor):
+        return f"of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict with {', '.join(map(str, value))}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,93 @@
+"""Training on from weights that exist already, and keeping parts of a net as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import MisconfigurationException
+
+ALL_BUT = "all_but"
+
+
+def load_pretrained(net: Any, source: str) -> list[str]:
+    """Copy weights into a net, in place; those that do not fit, such as a layer for other classes, stay as they are.
+
+    Args:
+        net: The net.
+        source: A checkpoint of a run, or a file with a state dict; for a net with a method `pretrained_weights`
+            (torchvision_net) also a name that this method knows.
+
+    Returns:
+        Names of the net's weights that stay as they are.
+
+    Raises:
+        MisconfigurationException: There is no such file or name, or nothing in it fits.
+    """
+    if Path(source).is_file():
+        weights = _read(source)
+    elif hasattr(net, "pretrained_weights"):
+        try:
+            weights = net.pretrained_weights(source)
+        except ValueError as error:
+            raise MisconfigurationException(f"--pretrained {source}: {error}") from error
+    else:
+        raise MisconfigurationException(f"--pretrained {source}: there is no such file")
+    own = net.state_dict()
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    if not fitting:
+        raise MisconfigurationException(
+            f"--pretrained {source}: none of its {len(weights)} weights has the name and shape of one of this net's "
+            f"{len(own)}; it belongs to another net"
+        )
+    net.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
+
+
+def freeze(net: nn.Module, parts: list[str]) -> list[nn.Module]:
+    """Exclude parts of a net from training.
+
+    Args:
+        net: The net.
+        parts: Prefixes of parameter names, such as "features" or "layer1.0"; after a first "all_but" those to train.
+
+    Returns:
+        The submodules that are frozen as a whole, to be kept in evaluation mode: so their batch norms rest, too.
+
+    Raises:
+        MisconfigurationException: A part does not exist, or nothing is left to train.
+    """
+    inverted = parts[:1] == [ALL_BUT]
+    prefixes = parts[1:] if inverted else parts
+    names = [name for name, _ in net.named_parameters()]
+    for prefix in prefixes:
+        if not any(_within(name, prefix) for name in names):
+            tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+            raise MisconfigurationException(f"--freeze {prefix}: the net has no part of that name; it has {tops}")
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(any(_within(name, prefix) for prefix in prefixes) == inverted)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise MisconfigurationException(f"--freeze {' '.join(parts)}: nothing is left to train")
+    wholes = [part for part in net.modules() if list(part.parameters())]
+    return [part for part in wholes if not any(parameter.requires_grad for parameter in part.parameters())]
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    """The weights in a file, under the names that the net itself has for them."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no checkpoint can fail in any way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MisconfigurationException(f"--pretrained {path} cannot be read as weights: {reason}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = {name.removeprefix("net."): value for name, value in content["state_dict"].items()}
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise MisconfigurationException(f"--pretrained {path} holds no weights; give a checkpoint or a state dict")
+    return content
