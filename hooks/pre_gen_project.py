@@ -26,6 +26,7 @@ DEPENDENCIES = {
     "jsonargparse",
     "mypy",
     "numpy",
+    "pillow",
     "pytest",
     "pyyaml",
     "rich",

@@ -41,10 +41,15 @@ def fit_folds(arguments: Any, fit: Callable[[Any], dict[str, float]]) -> dict[st
     name = where["version"] or f"version_{engine.loggers.TensorBoardLogger(**where).version}"
     results = []
     for fold in range(arguments.num_folds):
-        print(f"\nfold {fold} of {arguments.num_folds}")
+        if _is_first_process():
+            print(f"\nfold {fold}: {fold + 1} of {arguments.num_folds}")
         results.append(fit(_with(arguments, fold=fold, run_name=f"{name}/fold_{fold}")))
     folder = Path(where["save_dir"], where["name"], name)
     return _summarize(results, None if arguments.fast_dev_run else folder)
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _with(arguments: Any, **changes: Any) -> Any:
@@ -61,7 +66,7 @@ def _summarize(results: list[dict[str, float]], folder: Path | None) -> dict[str
     values = {name: [result[name] for result in results] for name in names}
     mean = {name: statistics.fmean(column) for name, column in values.items()}
     spread = {name: statistics.stdev(column) for name, column in values.items()}
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _is_first_process():
         table = Table(f"{len(results)} folds", box=None, header_style="bold", pad_edge=False)
         table.add_column("mean ± std", justify="right", style="bold green")
         for name in names:
