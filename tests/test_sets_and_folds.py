@@ -294,3 +294,28 @@ def test_classes_are_told_from_a_dataset_without_targets_too(project: Path, run_
     outcome = run_in_project("--dataset", "wrong")
     assert outcome.code == 2
     assert "a batch has class 9, but there are 9 classes, from 0 to 8" in outcome.err
+
+
+def test_a_subclass_knows_the_splits_of_its_files(project: Path, run_in_project: Callable) -> None:
+    from torchvision.datasets.fakedata import FakeData
+
+    for number in range(20):
+        file = project / "pets" / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        FakeData(20, (3, 8, 8))[number][0].save(file)
+    (project / "data/pets.py").write_text(
+        "from data.folder_data import FolderData\n\n\nclass Pets(FolderData):\n"
+        "    def __init__(self, split, root: str = 'pets', size: int = 8) -> None:\n"
+        "        super().__init__(split, root, size)\n"
+    )
+    outcome = run_in_project("--dataset", "pets", "--max_epochs", "1")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_stream_is_refused(project: Path, run_in_project: Callable) -> None:
+    (project / "data/stream.py").write_text(
+        "from torch.utils.data import IterableDataset\n\n\nclass Stream(IterableDataset):\n"
+        "    def __init__(self, split):\n        pass\n\n    def __iter__(self):\n        return iter([])\n"
+    )
+    outcome = run_in_project("--dataset", "stream")
+    assert outcome.code == 2 and "dataset stream has no length" in outcome.err

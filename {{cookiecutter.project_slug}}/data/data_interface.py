@@ -167,7 +167,8 @@ class DInterface(engine.DataModule):
     def _own_splits(self, name: str) -> tuple[str, ...]:
         """The splits that a dataset has of its own: its attribute `splits`, or all."""
         cls = load_class("data", name)
-        if "splits" in inspect.get_annotations(cls) and not hasattr(cls, "splits"):
+        declared = any("splits" in inspect.get_annotations(base) for base in cls.__mro__)
+        if declared and not hasattr(cls, "splits"):
             # It depends on the files.
             return tuple(self._build(name, "train").splits)
         return tuple(getattr(cls, "splits", ALL_SPLITS))
