@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams as hparams_summary
-
 from engine.distributed import is_rank_zero
 from engine.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from engine.trainer import Trainer
 
 
@@ -81,6 +80,9 @@ class TensorBoardLogger(Logger):
     def experiment(self) -> SummaryWriter:
         """The SummaryWriter, for figures, images and the like; use it on rank 0."""
         if self._writer is None:
+            # Imported when it is needed: `--help` and runs without this logger need not wait for it.
+            from torch.utils.tensorboard import SummaryWriter
+
             make_folder(Path(self.log_dir))
             self._writer = SummaryWriter(self.log_dir, purge_step=self._start_step)
             self._start_step = None
@@ -96,6 +98,8 @@ class TensorBoardLogger(Logger):
         """Write the hyper-parameters for TensorBoard's HPARAMS page."""
         flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in params.items()}
         if is_rank_zero() and flat:
+            from torch.utils.tensorboard.summary import hparams as hparams_summary
+
             file_writer = self.experiment._get_file_writer()  # type: ignore[no-untyped-call]
             for summary in hparams_summary(flat, {}):  # type: ignore[no-untyped-call]
                 file_writer.add_summary(summary)
