@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from data import DInterface
 from model import MInterface
 from utils.arguments import constructor_arguments, exit_with, parse, to_yaml
 from utils.cross_validation import fit_folds
-from utils.run_folder import SaveRun, logger_arguments, run_folder, write_predictions
+from utils.run_folder import SaveRun, logger_arguments, remove_unless_begun, run_folder, write_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -54,9 +53,8 @@ def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]
         trainer = engine.Trainer(**settings, logger=logs, callbacks=callbacks(arguments))
         trainer.fit(model, datamodule=data, ckpt_path=arguments.ckpt_path)
     except engine.MisconfigurationException:
-        # A run that was refused before it began leaves no folder: only an empty one can be removed so.
-        with suppress(OSError):
-            Path(logs[0].log_dir if logs else "").rmdir()
+        for logger in logs[:1]:
+            remove_unless_begun(Path(logger.log_dir))
         raise
     results = metrics(trainer)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
@@ -102,8 +100,10 @@ def callbacks(arguments: Any) -> list[engine.Callback]:
         engine.callbacks.LearningRateMonitor(),
         engine.callbacks.ModelCheckpoint(**watch, filename="best", save_last=True),
     ]
-    if arguments.patience is not None and blind:
-        raise engine.MisconfigurationException("--patience needs validation, which --limit_val_batches 0 turns off")
+    plateau = arguments.lr_schedule == "plateau"
+    if blind and (plateau or arguments.patience is not None):
+        flag = "--lr_schedule plateau" if plateau else "--patience"
+        raise engine.MisconfigurationException(f"{flag} needs validation, which --limit_val_batches 0 turns off")
     if arguments.patience is not None:
         chosen.append(engine.callbacks.EarlyStopping(**watch, patience=arguments.patience))
     return chosen

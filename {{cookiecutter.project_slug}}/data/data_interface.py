@@ -68,9 +68,11 @@ class DInterface(engine.DataModule):
         self.sets: dict[str, dict[str, Dataset[Any]]] = {}
         self.num_workers = num_workers
         self._carved: dict[str, Dataset[Any]] = {}
-        if not 0 < batch_size < 2**31 or not 0 <= (num_workers or 0) <= 1024:
+        most_workers = max(64, 4 * _cpus())
+        if not 0 < batch_size < 2**31 or not 0 <= (num_workers or 0) <= most_workers:
             raise engine.MisconfigurationException(
-                f"batch_size={batch_size}, num_workers={num_workers}; give a batch_size from 1, num_workers from 0"
+                f"batch_size={batch_size}, num_workers={num_workers}; give a batch_size from 1, and num_workers from 0 "
+                f"to {most_workers} (there are {_cpus()} CPUs)"
             )
         check_options(self.hparams, self.names)
 
@@ -187,6 +189,9 @@ def _workers_for(dataset: Dataset[Any], batch_size: int) -> int:
     begin = time.perf_counter()
     read(indices)
     seconds = (time.perf_counter() - begin) / len(indices) * batch_size
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(cpus // processes, 8) if seconds > SLOW_BATCH_SECONDS else 0
+    return min(_cpus() // processes, 8) if seconds > SLOW_BATCH_SECONDS else 0
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

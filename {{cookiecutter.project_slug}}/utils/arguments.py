@@ -14,7 +14,8 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -38,6 +39,10 @@ ALIASES = {"eval_datasets": "val_datasets"}
 # Arguments of one run only: a config that repeats it leaves them out.
 OF_ONE_RUN = ("config", "ckpt_path", "run_name")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+# Characters of a line of error; the longest lists all nets of torchvision.
+LONGEST = 3000
+# Bounds of a config: one of a few lines can be endless by its aliases.
+LARGEST, DEEPEST = 100_000, 20
 PLAIN = (int, float, str, bool, type(None))
 
 
@@ -68,17 +73,20 @@ class Parser(ArgumentParser):
             nearest = difflib.get_close_matches("--" + word.lstrip("-").split("=")[0], flags, 1)
             hint = f"did you mean {nearest[0]}?" if nearest else "see --help for what there is"
             return f"{word}: there is no such argument; {hint}"
-        if key := re.search(r'Parser key "(.+?)"', message):
-            expected = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|(?:typing\.)?(Literal\[.*?\]))", message)
-            value = re.search(r"(?:Given value|Got value): (.*)", message, re.DOTALL)
-            if value and any(kind != "NoneType" for kind, _ in expected):
-                return f"--{key[1]} {value[1].strip()}: give {_spell([a or b for a, b in expected])}"
-        return " ".join(message.split())
+        if key := re.search(r'Parser key "(.+?)"|^argument (?:-h/)?--([\w.]+)', message):
+            flag = key[1] or key[2]
+            kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == flag), None)
+            given = re.search(r".*(?:Given value|Got value): (.*)", message, re.DOTALL)
+            wanted = f"give {_spell(kind)}" if kind is not None else "see --help"
+            fault = f" {given[1].strip() or repr('')}: " if given else f": {message.partition(':')[2].strip()}; "
+            return f"--{flag}{fault}{wanted}"
+        return message
 
 
 def exit_with(message: str) -> NoReturn:
-    """Print one line of error and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line of error, not too long and without control characters, and exit with code 2."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    print(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -111,7 +119,14 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
     kept = _without_foreign(saved, net, datasets)
     words = [word for config in (kept, *configs) if config for word in ("--config", yaml.safe_dump(config))]
     words += [f"--{name}={_word(value)}" for name, value in flags.items()]
-    arguments = parser.parse_args([*words, *_lists_in_one_word(rest, parser)])
+    words += _lists_in_one_word(rest, parser)
+    try:
+        arguments = parser.parse_args(words)
+    except OverflowError as error:
+        number = re.search(r"\S*\d{300}", " ".join(words))
+        raise engine.MisconfigurationException(f"{number and number[0][:40]}...: the number is too large") from error
+    except RecursionError as error:
+        raise engine.MisconfigurationException(f"{max(words, key=len)[:40]}...: nested too deep") from error
     arguments.ckpt_path = None if checkpoint is None else str(checkpoint)
     folders = [Path(path).parent for path in first.config]
     arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
@@ -138,7 +153,7 @@ def _names(given: Mapping[str, Any]) -> tuple[str, list[str]]:
     for flag in ("val_datasets", "test_datasets"):
         listed = given.get(flag) or [base]
         named += listed if isinstance(listed, list) else [listed]
-    return str(given.get("model_name") or "standard_net"), [str(name) for name in dict.fromkeys(named)]
+    return str(given.get("model_name") or "standard_net"), list(dict.fromkeys(map(str, named)))
 
 
 def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str]) -> dict[str, Any]:
@@ -157,20 +172,15 @@ def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str]) -> di
 
 def _lists_in_one_word(words: Sequence[str], parser: Parser) -> list[str]:
     """The words with those of a list joined: `--freeze a b` as `--freeze=["a", "b"]`, as the parser reads it."""
-    lists = {
-        flag
-        for action in parser._actions
-        if _is_list(getattr(action, "_typehint", None))
-        for flag in action.option_strings
-    }
+    lists = {flag for a in parser._actions if _is_list(getattr(a, "_typehint", None)) for flag in a.option_strings}
     joined: list[str] = []
     words = list(words)
     while words:
-        flag = words.pop(0)
-        items: list[str] = []
-        while flag in lists and words and not words[0].startswith("--"):
+        flag, equals, value = words.pop(0).partition("=")
+        items = [value] if equals else []
+        while flag in lists and not equals and words and not words[0].startswith("--"):
             items.append(words.pop(0))
-        if len(items) == 1 and items[0].startswith("["):
+        if len(items) == 1 and (flag not in lists or items[0].startswith("[") or items[0] == "null"):
             joined.append(f"{flag}={items[0]}")
         else:
             joined.append(f"{flag}={_word(items)}" if items else flag)
@@ -267,7 +277,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     """The content of a config file."""
     try:
         content = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise engine.MisconfigurationException(f"config {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
@@ -277,9 +287,20 @@ def _read(path: str | Path) -> dict[str, Any]:
             raise engine.MisconfigurationException(
                 f"config {path}: {section} is {content[section]!r}; give its arguments by name, indented below it"
             )
+    if sum(1 for _ in islice(_parts(content, str(path)), LARGEST)) == LARGEST:
+        raise engine.MisconfigurationException(f"config {path} holds {LARGEST} values or more; see its aliases (*name)")
     if "config" in content:
         raise engine.MisconfigurationException(f"config {path} names a config; give both: --config A --config {path}")
     return {ALIASES.get(str(key), str(key)): value for key, value in content.items()}
+
+
+def _parts(value: Any, path: str, depth: int = 0) -> Iterator[Any]:
+    """A value and all that it holds."""
+    if depth > DEEPEST:
+        raise engine.MisconfigurationException(f"config {path}: lists or mappings lie more than {DEEPEST} deep")
+    yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(part, path, depth + 1)
 
 
 def _is_plain(hint: Any) -> bool:
@@ -288,6 +309,16 @@ def _is_plain(hint: Any) -> bool:
         return True
     inner = [part for part in get_args(hint) if part is not Ellipsis and not (get_origin(hint) is dict and part is Any)]
     return get_origin(hint) in (Union, types.UnionType, list, tuple, dict) and all(map(_is_plain, inner))
+
+
+def _without_any(hint: Any) -> Any:
+    """The same type with bare dicts: of a class that is named in a dict of Any, jsonargparse imports the module."""
+    parts = get_args(hint)
+    if get_origin(hint) is dict and Any in parts:
+        return dict
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_without_any, parts))]  # noqa: UP007
+    return get_origin(hint)[tuple(map(_without_any, parts))] if get_origin(hint) in (list, tuple, dict) else hint
 
 
 def _metavar(hint: Any) -> str:
@@ -303,14 +334,20 @@ def _metavar(hint: Any) -> str:
     return names[get_origin(hint) or hint]
 
 
-def _spell(kinds: list[str]) -> str:
-    """Types as jsonargparse names them, in words."""
-    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
-    words |= {"list": "a list such as [1, 2]", "tuple": "a list such as [1, 2]", "dict": "a mapping such as {a: 1}"}
-    if "float" in kinds:
-        kinds = [kind for kind in kinds if kind != "int"]
-    spelled = [words.get(kind, kind.removeprefix("Literal[").rstrip("]").replace("'", "")) for kind in kinds]
-    return " or ".join(dict.fromkeys(spelled))
+def _spell(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return ", ".join(map(str, parts))
+    if kind in (Union, types.UnionType):
+        return " or ".join(_spell(part) for part in parts if part is not int or float not in parts)
+    if kind in (list, tuple):
+        example = {int: "1, 2, 3", float: "0.1, 0.2, 0.3"}.get(parts[0], "a, b, c")
+        return f"a list such as [{example}]"
+    if dict in (hint, kind):
+        return f"a mapping such as {{a: {0.1 if float in parts else 1}}}"
+    return words[hint]
 
 
 def _add_constructor(
@@ -345,10 +382,10 @@ def _add_constructor(
                     "lists of these, or give it a default"
                 )
             continue
-        options: dict[str, Any] = {"type": hint, "help": help_texts.get(name, "").replace("%", "%%")}
+        options: dict[str, Any] = {"type": _without_any(hint), "help": help_texts.get(name, "").replace("%", "%%")}
         if name in (later or {}):
             described_default = f"{options['help']} Default: {(later or {})[name]}."
-            options |= {"type": hint | None, "default": None, "help": described_default}
+            options |= {"type": _without_any(hint | None), "default": None, "help": described_default}
         elif required:
             options["required"] = True
         else:

@@ -12,6 +12,9 @@ from torchvision.transforms import v2
 from engine import MisconfigurationException
 from utils.registry import describe
 
+# Beta distributions of smaller parameters give no numbers.
+LEAST = 1e-6
+
 
 class explain:  # noqa: N801
     """A context in which errors that torch raises for wrong shapes and values become one line.
@@ -53,8 +56,10 @@ class SoftLabels:
     def __init__(self, task: str, num_classes: int | None, smoothing: float, mixup: float, cutmix: float) -> None:
         limits = {"label_smoothing": (smoothing, 1.0), "mixup": (mixup, 1e6), "cutmix": (cutmix, 1e6)}
         for name, (value, limit) in limits.items():
-            if not 0 <= value < limit:
-                raise MisconfigurationException(f"{name}={value}; give a number from 0 to below {limit:g}")
+            if not 0 <= value < limit or 0 < value < LEAST:
+                raise MisconfigurationException(
+                    f"{name}={value}; give a number from {LEAST:g} to below {limit:g}, or 0 (off)"
+                )
             if value and (task != "multiclass" or num_classes is None):
                 raise MisconfigurationException(
                     f"{name}={value} needs the task multiclass and a dataset that tells its num_classes; here: {task}"

@@ -38,7 +38,10 @@ def fit_folds(arguments: Any, fit: Callable[[Any], dict[str, float]]) -> dict[st
         raise engine.MisconfigurationException("--fold all in several processes needs --run_name, to agree on a folder")
     # The folder of all folds is numbered like that of any other run.
     where = logger_arguments(arguments)
-    name = where["version"] or f"version_{engine.loggers.TensorBoardLogger(**where).version}"
+    if arguments.fast_dev_run:
+        name = "fast_dev_run"  # leaves no folder
+    else:
+        name = where["version"] or f"version_{engine.loggers.TensorBoardLogger(**where).version}"
     results = []
     for fold in range(arguments.num_folds):
         if _is_first_process():

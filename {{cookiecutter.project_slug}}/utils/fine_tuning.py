@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def load_pretrained(net: Any, source: str) -> list[str]:
     Raises:
         MisconfigurationException: There is no such file or name, or nothing in it fits.
     """
-    if Path(source).is_file():
+    if os.path.isfile(source):
         weights = _read(source)
     elif hasattr(net, "pretrained_weights"):
         try:

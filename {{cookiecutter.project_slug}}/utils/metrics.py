@@ -147,7 +147,7 @@ def build_metrics(
     """
     names = DEFAULT_METRICS[task] if names is None else names
     arguments = arguments or {}
-    if unknown := [name for name in arguments if name not in names]:
+    if unknown := [name for name, own in arguments.items() if name not in names or not isinstance(own or {}, Mapping)]:
         raise MisconfigurationException(
             f"--metric_args has {unknown[0]!r}; give {{metric: {{argument: value}}}} for these: {', '.join(names)}"
         )

@@ -22,6 +22,8 @@ UNSUPPORTED = {
 # Arguments of optimizers that have flags of their own, or are ours to fill in.
 TAKEN = {"params": "--freeze", "lr": "--lr", "weight_decay": "--weight_decay"}
 
+# Of learning rates and factors of them: products of larger ones would be no numbers of float32.
+HIGHEST = 1e6
 # The number of optimizer steps done so far, to the factor of the learning rate.
 Factor = Callable[[int], float]
 
@@ -52,9 +54,9 @@ def build_optimizer(
             no parameter is to be trained.
     """
     arguments = arguments or {}
-    if not (math.isfinite(lr) and lr > 0 and math.isfinite(weight_decay) and weight_decay >= 0):
+    if not (0 < lr <= HIGHEST and 0 <= weight_decay <= HIGHEST):
         raise MisconfigurationException(
-            f"--lr {lr} --weight_decay {weight_decay}: give a finite lr above 0, and a finite weight_decay from 0"
+            f"--lr {lr} --weight_decay {weight_decay}: give an lr above 0 and a weight_decay from 0, up to {HIGHEST:g}"
         )
     if name in UNSUPPORTED:
         raise MisconfigurationException(f"--optimizer {name}: {UNSUPPORTED[name]}")
@@ -64,7 +66,23 @@ def build_optimizer(
     optimizer = from_library(torch.optim, Optimizer, name, arguments, "--optimizer", params=groups, lr=lr)
     if weight_decay and "weight_decay" not in optimizer.defaults:
         raise MisconfigurationException(f"--optimizer {name} knows no weight decay; give --weight_decay 0")
+    _try(net, name, arguments, max(optimizer.param_groups, key=lambda group: float(group["lr"])))
     return optimizer
+
+
+def _try(net: nn.Module, name: str, arguments: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    """Take a step with a parameter of its own, because optimizers refuse some arguments only then."""
+    weights = nn.Parameter(torch.zeros(2, 2, device=next(net.parameters()).device))
+    weights.grad = torch.ones_like(weights)
+    groups = [{"params": [weights], "lr": group["lr"], "weight_decay": group["weight_decay"]}]
+    optimizer = from_library(torch.optim, Optimizer, name, arguments, "--optimizer", params=groups, lr=group["lr"])
+    try:
+        optimizer.step()
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MisconfigurationException(
+            f"--optimizer {name} fails with lr={group['lr']:g} and --optimizer_args {dict(arguments)}: {reason}"
+        ) from error
 
 
 def _parameter_groups(
@@ -77,9 +95,10 @@ def _parameter_groups(
             raise MisconfigurationException(
                 f"--lr_scales {prefix}: no parameter of the net begins so; its parts are: {', '.join(_parts(names))}"
             )
-        if not (math.isfinite(scale) and scale > 0):
+        if not 0 < scale <= HIGHEST:
             raise MisconfigurationException(
-                f"--lr_scales {prefix}: {scale}; give a factor above 0 (to keep a part as it is: --freeze {prefix})"
+                f"--lr_scales {prefix}: {scale}; give a factor above 0, up to {HIGHEST:g} (to keep a part as it is: "
+                f"--freeze {prefix})"
             )
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
@@ -153,7 +172,7 @@ def build_schedule(
         return []
     # torch keeps the attributes of callable objects in checkpoints, and none of functions: so a resumed run follows
     # the curve that is laid out here, not the one that was saved.
-    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: warmup(step) * factor(max(step - start, 0)))
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: min(warmup(step) * factor(max(step - start, 0)), HIGHEST))
     return [{"scheduler": scheduler, "interval": "step"}]
 
 
@@ -192,8 +211,8 @@ def _onecycle(steps: int, /, pct_start: float = 0.3, div_factor: float = 25.0, f
     Both ways are half a cosine. The momentum stays as it is, unlike in torch's OneCycleLR.
     """
     _check("pct_start", pct_start, 0 <= pct_start <= 1, "a share from 0 to 1")
-    _check("div_factor", div_factor, 0 < div_factor < math.inf, "a number above 0")
-    _check("final_div_factor", final_div_factor, 0 < final_div_factor < math.inf, "a number above 0")
+    _check("div_factor", div_factor, 1e-6 <= div_factor < math.inf, "a number from 1e-6")
+    _check("final_div_factor", final_div_factor, 1e-6 <= final_div_factor < math.inf, "a number from 1e-6")
     start, peak, last = 1 / div_factor, pct_start * steps - 1, steps - 1
 
     def factor(step: int) -> float:
@@ -208,7 +227,7 @@ def _step(steps_per_epoch: int, /, step_size: int, gamma: float = 0.1) -> Factor
     """Times `gamma` every `step_size` epochs."""
     _check("step_size", step_size, step_size >= 1 and step_size == int(step_size), "a whole number of epochs from 1")
     _check("gamma", gamma, 0 < gamma < math.inf, "a number above 0")
-    return lambda step: float(gamma ** (step // steps_per_epoch // step_size))
+    return lambda step: _power(gamma, step // steps_per_epoch // step_size)
 
 
 def _multistep(steps_per_epoch: int, /, milestones: list[int], gamma: float = 0.1) -> Factor:
@@ -216,13 +235,13 @@ def _multistep(steps_per_epoch: int, /, milestones: list[int], gamma: float = 0.
     _check("milestones", milestones, all(m >= 1 and m == int(m) for m in milestones), "a list of epochs from 1")
     _check("gamma", gamma, 0 < gamma < math.inf, "a number above 0")
     epochs = sorted(milestones)
-    return lambda step: float(gamma ** bisect_right(epochs, step // steps_per_epoch))
+    return lambda step: _power(gamma, bisect_right(epochs, step // steps_per_epoch))
 
 
 def _exponential(steps_per_epoch: int, /, gamma: float) -> Factor:
     """Times `gamma` every epoch."""
     _check("gamma", gamma, 0 < gamma < math.inf, "a number above 0")
-    return lambda step: float(gamma ** (step // steps_per_epoch))
+    return lambda step: _power(gamma, step // steps_per_epoch)
 
 
 # Schedules that stretch over the run, after the warmup; and those that count epochs, from the start of training.
@@ -239,6 +258,13 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
 def _between(start: float, end: float, share: float) -> float:
     """The point on half a cosine from `start` to `end`, at a share of the way; past it, the end."""
     return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def _power(base: float, exponent: int) -> float:
+    try:
+        return float(base) ** exponent
+    except OverflowError:
+        return math.inf
 
 
 def _check(name: str, value: Any, fine: bool, allowed: str) -> None:

@@ -25,6 +25,8 @@ BASE: dict[str, type[Any]] = {"model": nn.Module, "data": Dataset}
 FLAG = {"model": "--model_name", "data": "--dataset"}
 # Net arguments that the dataset fills in unless they are given.
 OFFERED = ("num_classes", "sample_shape")
+# Names that a message lists; libraries have many.
+MOST_SHOWN = 30
 
 
 def names(folder: Folder) -> list[str]:
@@ -107,6 +109,9 @@ def build_net(name: str, arguments: dict[str, Any], task: str, tell: Callable[[s
                 f"net {name} needs {argument}, and the dataset does not tell: give its class an attribute of that "
                 f"name, or --model.{argument}"
             )
+    count = arguments.get("num_classes")
+    if isinstance(count, int) and count < 1:
+        raise MisconfigurationException(f"--model.num_classes {count}: give a whole number from 1")
     unwanted = [argument for argument in OFFERED if argument not in accepted]
     net: nn.Module = build("model", name, {k: v for k, v in arguments.items() if k not in unwanted})
     return net
@@ -161,7 +166,8 @@ def pick(name: str, known: Mapping[str, T], flag: str) -> T:
     plain = {other.replace("_", "").lower(): other for other in known}
     nearest = difflib.get_close_matches(name.replace("_", "").lower(), plain, 1)
     hint = f"did you mean {plain[nearest[0]]}? " if nearest else ""
-    raise MisconfigurationException(f"{flag} {name}: there is none of that name; {hint}there are: {', '.join(known)}")
+    shown = ", ".join(list(known)[:MOST_SHOWN]) + (", ..." if len(known) > MOST_SHOWN else "")
+    raise MisconfigurationException(f"{flag} {name}: there is none of that name; {hint}there are: {shown}")
 
 
 def construct(make: Callable[..., T], arguments: Mapping[str, Any], what: str, **given: Any) -> T:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from utils.splits import fingerprint
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PROJECT = Path(__file__).parents[1]
+KINDS = ("versions", "data", "code")
 CODE = ("data", "engine", "model", "utils")
 
 
@@ -73,8 +76,14 @@ def describe_environment(data: Any) -> dict[str, Any]:
 
 def warn_of_differences(folder: Path, now: dict[str, Any]) -> None:
     """Say on the error stream what is not as it was in an earlier run, a line for each kind."""
-    then = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    for kind in ("versions", "data", "code"):
+    try:
+        then = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        then = None
+    if not isinstance(then, dict) or not all(isinstance(then.get(kind, {}), dict) for kind in KINDS):
+        print(f"warning: {folder / ENVIRONMENT} is damaged, so that nothing can be compared", file=sys.stderr)
+        return
+    for kind in KINDS:
         old, new = then.get(kind, {}), now[kind]
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         told = [name if kind == "code" else f"{name} ({old.get(name)}, now {new.get(name)})" for name in changed]
@@ -95,6 +104,12 @@ def find_checkpoint(wanted: str, log_dir: str, experiment: str | None, run_name:
         MisconfigurationException: No run has such a checkpoint.
     """
     if wanted not in ("best", "last"):
+        try:
+            other = Path(wanted).exists() and not Path(wanted).is_file()
+        except (OSError, ValueError) as error:
+            raise engine.MisconfigurationException(f"--ckpt_path {wanted} cannot be read: {error}") from error
+        if other:
+            raise engine.MisconfigurationException(f"--ckpt_path {wanted!r} is no file; give best, last, or a file")
         return Path(wanted)
     pattern = f"{experiment or '*'}/{run_name or '*'}/checkpoints/{wanted}.ckpt"
     found = [
@@ -134,6 +149,8 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
             raise engine.MisconfigurationException(
                 f"--{flag} {name!r}: give the name of a folder, of letters, digits, - _ and ."
             )
+    if not arguments.log_dir.isprintable():
+        raise engine.MisconfigurationException(f"--log_dir {arguments.log_dir!r}: give the path of a folder")
     checkpoint = Path(arguments.ckpt_path) if arguments.ckpt_path else None
     folder = run_folder(checkpoint) if checkpoint is not None and checkpoint.name == "last.ckpt" else None
     # The run of a fold lies a folder deeper.
@@ -147,6 +164,18 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
             "another, or go on with it: --ckpt_path last"
         )
     return {"save_dir": arguments.log_dir, "name": experiment, "version": arguments.run_name}
+
+
+def remove_unless_begun(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it began, if nothing is in it but this process's own logs."""
+    if (folder / CONFIG).is_file():
+        return
+    for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+        events.unlink()
+    # The folder of a fold lies within one for all.
+    for empty in (folder, folder.parent) if folder.name.startswith("fold_") else (folder,):
+        with suppress(OSError):
+            empty.rmdir()
 
 
 def write_predictions(folder: Path, sets: dict[str, list[Any]], task: str, class_names: list[str] | None) -> Path:

@@ -83,7 +83,7 @@ def read_split_file(path: str, count: int, names: Sequence[str] | None) -> dict[
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise MisconfigurationException(
             f"split_file {path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
@@ -164,11 +164,10 @@ def carve(pool: list[Dataset[Any]], carved: Sequence[str], options: Mapping[str,
         if "test" in carved:
             parts["train"], parts["test"] = _split(samples, everything, [1 - shares["test"], shares["test"]], options)
         if folds:
-            dealt = _split(samples, parts["train"], [1 / folds] * folds, options)
+            dealt = _split(samples, parts["train"], [1 / folds] * min(folds, len(everything) + 1), options)
             if not all(dealt):
-                raise MisconfigurationException(
-                    f"num_folds={folds} leaves {dealt.count([])} folds without samples; give fewer folds"
-                )
+                empty = dealt.count([]) + folds - len(dealt)
+                raise MisconfigurationException(f"num_folds={folds} leaves {empty} folds without samples; give fewer")
             parts["val"] = dealt.pop(options["fold"])
             parts["train"] = sorted(index for fold in dealt for index in fold)
         elif "val" in carved:
@@ -258,7 +257,11 @@ def check_sets(sets: Mapping[str, Mapping[str, Dataset[Any]]]) -> None:
     apart = [(split, name) for split in ("train", "val", "test") for name in sets.get(split, {})]
     for split, named in sets.items():
         for name, dataset in named.items():
-            if not len(dataset):  # type: ignore[arg-type]
+            if not hasattr(dataset, "__len__"):
+                raise MisconfigurationException(
+                    f"dataset {name} has no length; give it __len__, or make its loaders in DInterface"
+                )
+            if not len(dataset):
                 raise MisconfigurationException(
                     f"dataset {name}: split {split} is empty; check its files, or how it is split"
                 )
