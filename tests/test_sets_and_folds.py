@@ -179,7 +179,7 @@ class Grouped(StandardData):
 def test_no_group_is_on_both_sides(project: Path, run_in_project: Callable) -> None:
     (project / "data/grouped.py").write_text(GROUPED)
     from data import DInterface
-    from utils.splits import per_sample
+    from utils.samples import per_sample
 
     seen: list[str] = []
     for fold in range(4):

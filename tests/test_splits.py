@@ -12,7 +12,8 @@ from engine import MisconfigurationException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, Dataset, Subset
-from utils.splits import check_sets, class_per_sample, fingerprint, per_sample, plain, read_split_file, split
+from utils.samples import check_sets, class_per_sample, fingerprint, per_sample, plain
+from utils.splits import read_split_file, split
 
 SHARES = st.sampled_from([[0.8, 0.2], [0.7, 0.2, 0.1], [0.2] * 5, [0.5, 0.5]])
 
@@ -101,7 +102,7 @@ def test_a_fingerprint_tells_data_apart_and_draws_nothing() -> None:
 
 WRONG_SETS: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"train": Numbers(0, 4), "val": Numbers(0, 0)}, "dataset x: split val is empty"),
-    "shared by name": ({"train": Numbers(0, 9), "test": Numbers(8, 3)}, "share 1 samples, n8 among them"),
+    "shared by name": ({"train": Numbers(0, 9), "test": Numbers(8, 3)}, "share 1 names, n8 among them"),
     "the same data": ({"train": Numbers(0, 9, False), "test": Numbers(0, 9, False)}, "share all samples"),
     "augmented and the same": ({"val": Numbers(0, 9, False), "train": Numbers(0, 9, False, True)}, "share all samples"),
 }

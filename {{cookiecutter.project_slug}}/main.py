@@ -12,6 +12,7 @@ from data import DInterface
 from model import MInterface
 from utils.arguments import constructor_arguments, exit_with, parse, to_yaml
 from utils.cross_validation import fit_folds
+from utils.metrics import usual_mode
 from utils.run_folder import SaveRun, logger_arguments, remove_unless_begun, run_folder, write_predictions
 
 
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         argv: Words of the command line; default: those of this process.
 
     Returns:
-        The last value of every logged metric, those of the test included; over folds, means and deviations.
+        Every logged metric: of validation and test for the best checkpoint, of training for the last epoch. With
+        --fold all their means, and deviations under names that end in _std.
     """
     try:
         command, arguments = parse(sys.argv[1:] if argv is None else argv)
@@ -42,7 +44,7 @@ def run(command: str, arguments: Any) -> dict[str, float]:
     data = DInterface(**constructor_arguments(DInterface, arguments))
     # With a checkpoint, all weights come from there.
     start = {} if arguments.ckpt_path is None else {"pretrained": None}
-    model = MInterface(**{**constructor_arguments(MInterface, arguments), **start})
+    model = MInterface(**constructor_arguments(MInterface, arguments) | start)
     return fit(model, data, arguments) if command == "fit" else evaluate(command, model, data, arguments)
 
 
@@ -58,6 +60,10 @@ def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]
         raise
     results = metrics(trainer)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    if best and any(name.startswith("val_") for name in results):
+        judge = engine.Trainer(**settings, logger=False)
+        judge.validate(model, datamodule=data, ckpt_path=best, verbose=False)
+        results |= metrics(judge)
     trainer.test(model, datamodule=data, ckpt_path=best or None)
     if trainer.is_global_zero and not trainer.fast_dev_run:
         print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {trainer.log_dir}")
@@ -71,9 +77,8 @@ def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) 
     path = Path(arguments.ckpt_path)
     if command == "predict":
         batches = trainer.predict(model, datamodule=data, ckpt_path=path) or []
-        sets = dict(zip(data.sets["predict"], batches if len(data.sets["predict"]) > 1 else [batches], strict=True))
-        to = run_folder(path) or Path()
-        print(f"predictions  {write_predictions(to, sets, model.hparams['task'], data.tell('class_names'))}")
+        file = write_predictions(run_folder(path) or Path(), data, batches, model.hparams["task"])
+        print(f"predictions  {file}")
     else:
         judge = trainer.validate if command == "validate" else trainer.test
         judge(model, datamodule=data, ckpt_path=path)
@@ -94,16 +99,13 @@ def callbacks(arguments: Any) -> list[engine.Callback]:
     """What runs beside the training loop."""
     # Without validation there is nothing to compare: the newest checkpoint counts as the best.
     blind = not arguments.limit_val_batches and arguments.monitor.startswith("val_")
-    watch = {"monitor": None if blind else arguments.monitor, "mode": arguments.monitor_mode}
+    mode = arguments.monitor_mode or usual_mode(arguments.monitor)
+    watch: dict[str, Any] = {"monitor": None if blind else arguments.monitor, "mode": mode}
     chosen = [
         SaveRun(to_yaml(arguments), arguments.repeats),
         engine.callbacks.LearningRateMonitor(),
         engine.callbacks.ModelCheckpoint(**watch, filename="best", save_last=True),
     ]
-    plateau = arguments.lr_schedule == "plateau"
-    if blind and (plateau or arguments.patience is not None):
-        flag = "--lr_schedule plateau" if plateau else "--patience"
-        raise engine.MisconfigurationException(f"{flag} needs validation, which --limit_val_batches 0 turns off")
     if arguments.patience is not None:
         chosen.append(engine.callbacks.EarlyStopping(**watch, patience=arguments.patience))
     return chosen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from typing import Any, Literal
@@ -11,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import engine
-from utils.registry import build, load_class
-from utils.splits import carve, check_options, check_sets, class_per_sample, innermost, plain, same_randomness
+from utils.registry import accepts, build_dataset, own_splits
+from utils.samples import check_sets, class_per_sample, innermost, plain, same_randomness
+from utils.splits import carve, check_options
 
-ALL_SPLITS = ("train", "val", "test", "predict")
 # fit builds the test sets, too: a fault in them had better be found before training.
 NEEDED = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 # A batch that takes longer to read is left to other processes.
@@ -74,14 +73,17 @@ class DInterface(engine.DataModule):
                 f"batch_size={batch_size}, num_workers={num_workers}; give a batch_size from 1, and num_workers from 0 "
                 f"to {most_workers} (there are {_cpus()} CPUs)"
             )
+        named = [name for names in self.names.values() for name in names]
+        if unknown := [argument for argument in self.data if not any(accepts(name, argument) for name in named)]:
+            raise engine.MisconfigurationException(f"data has {unknown[0]!r}, which none of {', '.join(named)} takes")
         check_options(self.hparams, self.names)
 
     def prepare_data(self) -> None:
         """Download what is not there yet, on one process of each machine."""
         if self.data.get("download"):
-            for name in {name for names in self.names.values() for name in names}:
+            for name in {name for names in self.names.values() for name in names if accepts(name, "download")}:
                 for split in ("train", "test"):
-                    self._build(name, split, download=True)
+                    build_dataset(name, split, self.data)
 
     def setup(self, stage: str) -> None:
         """Build the splits that the stage needs, and check that they share no samples."""
@@ -101,9 +103,12 @@ class DInterface(engine.DataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in random order."""
-        dataset = self.sets["train"][self.train_name]
+        dataset, size = self.sets["train"][self.train_name], self.hparams["batch_size"]
+        share = len(dataset) // int(os.environ.get("WORLD_SIZE", 1))  # type: ignore[arg-type]
+        # A batch norm cannot learn from one sample: an epoch that would end with it leaves it out.
+        alone = share > size and share % size == 1
         if not self.hparams["balanced_sampling"]:
-            return self._loader(dataset, shuffle=True)
+            return self._loader(dataset, shuffle=True, drop_last=alone)
         classes = class_per_sample(dataset)
         if classes is None:
             raise engine.MisconfigurationException(
@@ -112,7 +117,7 @@ class DInterface(engine.DataModule):
             )
         labels = torch.tensor(classes)
         weights = (1 / torch.bincount(labels).double())[labels]
-        return self._loader(dataset, sampler=WeightedRandomSampler(weights.tolist(), len(classes)))
+        return self._loader(dataset, sampler=WeightedRandomSampler(weights.tolist(), len(classes)), drop_last=alone)
 
     def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Batches in the datasets' order, by name."""
@@ -133,52 +138,28 @@ class DInterface(engine.DataModule):
         pinned = torch.cuda.is_available()
         return DataLoader(dataset, self.hparams["batch_size"], num_workers=workers, pin_memory=pinned, **options)
 
-    def _build(self, name: str, split: str, download: bool = False) -> Any:
-        """A dataset with those of the arguments that it takes."""
-        given = {**self.data, "split": split}
-        if "download" in self.data:
-            # prepare_data has done so, in one process.
-            given["download"] = download
-        accepted = {n: [k for k in given if _accepts(n, k)] for names in self.names.values() for n in names}
-        if unknown := set(self.data).difference(*accepted.values()):
-            raise engine.MisconfigurationException(f"data has {min(unknown)!r}, which none of {list(accepted)} takes")
-        return build("data", name, {key: given[key] for key in accepted[name]})
-
     def _split(self, name: str, split: str) -> Dataset[Any]:
         """The samples of one dataset that belong to one split."""
-        own = self._own_splits(name)
-        if name != self.train_name:
-            # What is only judged on, and has no such split of its own, is used whole.
-            return self._build(name, split) if split in own else plain(self._build(name, "train"))
-        wanted = self.hparams
+        # By now prepare_data has downloaded them, in one process.
+        given = {**self.data, "download": False} if "download" in self.data else self.data
+        own, wanted = own_splits(name, given), self.hparams
         by_file = wanted["split_file"] is not None
         anew = {
             "val": by_file or wanted["val_fraction"] or wanted["num_folds"],
             "test": by_file or wanted["test_fraction"],
         }
         carved = [part for part in anew if (anew[part] or part not in own) and name in self.names[part]]
+        if name != self.train_name:
+            carved = []
         if split == "predict" and ("test" in carved or split not in own):
             split = "test"
-        if split not in carved and not (split == "train" and carved):
-            return self._build(name, split)
-        if not self._carved:
-            pool = [self._build(name, part) for part in ("train", *carved) if part in own]
-            self._carved = carve(pool, carved, wanted)
-        return self._carved[split]
-
-    def _own_splits(self, name: str) -> tuple[str, ...]:
-        """The splits that a dataset has of its own: its attribute `splits`, or all."""
-        cls = load_class("data", name)
-        declared = any("splits" in inspect.get_annotations(base) for base in cls.__mro__)
-        if declared and not hasattr(cls, "splits"):
-            # It depends on the files.
-            return tuple(self._build(name, "train").splits)
-        return tuple(getattr(cls, "splits", ALL_SPLITS))
-
-
-def _accepts(name: str, argument: str) -> bool:
-    parameters = inspect.signature(load_class("data", name)).parameters
-    return argument in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        if split in carved or (split == "train" and carved):
+            if not self._carved:
+                pool = [build_dataset(name, part, given) for part in ("train", *carved) if part in own]
+                self._carved = carve(pool, carved, wanted)
+            return self._carved[split]
+        # What is only judged on, and has no such split of its own, is used whole.
+        return build_dataset(name, split, given) if split in own else plain(build_dataset(name, "train", given))
 
 
 def _workers_for(dataset: Dataset[Any], batch_size: int) -> int:

@@ -20,8 +20,8 @@ class MLP(nn.Module):
         self, num_classes: int, sample_shape: tuple[int], width: int = 128, depth: int = 2, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        # A batch norm without parameters: mean and spread of the columns are learned from training batches alone.
-        layers: list[nn.Module] = [nn.BatchNorm1d(sample_shape[0], affine=False)]
+        # A batch norm without parameters: mean and spread of the columns, over all training batches so far.
+        layers: list[nn.Module] = [nn.BatchNorm1d(sample_shape[0], affine=False, momentum=None)]
         sizes = [sample_shape[0], *[width] * depth]
         for size, following in zip(sizes, sizes[1:], strict=False):
             layers += [nn.Linear(size, following), nn.ReLU(), nn.Dropout(dropout)]

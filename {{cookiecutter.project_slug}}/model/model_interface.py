@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import engine
-from utils.batches import SoftLabels, check_labels, explain, pair
+from utils.batches import SoftLabels, TargetScale, check_class_names, check_labels, explain, pair
 from utils.fine_tuning import freeze, load_pretrained
 from utils.losses import activate, align, build_losses
-from utils.metrics import build_metrics
+from utils.metrics import build_metrics, usual_mode
 from utils.optimizers import build_optimizer, build_schedule
 from utils.registry import build_net
 
@@ -45,7 +45,7 @@ class MInterface(engine.Module):
         lr_schedule_args: Its arguments, such as {step_size: 10, gamma: 0.1}, counted in epochs.
         warmup_steps: Optimizer steps over which the learning rate rises to lr.
         monitor: Logged value that decides which checkpoint is best (and what plateau watches).
-        monitor_mode: Whether less or more of it is better.
+        monitor_mode: Whether less or more of it is better. Default: known of losses and metrics by their names.
         freeze: Parts of the net to leave as they are: prefixes of parameter names; or all_but and the parts to train.
         pretrained: Weights to start from: a checkpoint, a file; for torchvision_net also DEFAULT (downloads).
         model: Arguments of the net.
@@ -75,7 +75,7 @@ class MInterface(engine.Module):
         lr_schedule_args: dict[str, Any] | None = None,
         warmup_steps: int = 0,
         monitor: str = "val_loss",
-        monitor_mode: Literal["min", "max"] = "min",
+        monitor_mode: Literal["min", "max"] | None = None,
         freeze: list[str] | None = None,
         pretrained: str | None = None,
         model: dict[str, Any] | None = None,
@@ -87,11 +87,6 @@ class MInterface(engine.Module):
         self.frozen: list[nn.Module] = []
         # A collection for each validation and test set, made when the set is first seen.
         self.set_metrics = nn.ModuleDict()
-        self.fitting = False
-
-    def setup(self, stage: str) -> None:
-        """Remember whether weights to start from are wanted: for evaluation they come from the checkpoint."""
-        self.fitting = stage == "fit"
 
     def configure_model(self) -> None:
         """Build the net, once the dataset can tell how many classes it has and what a sample looks like."""
@@ -100,12 +95,14 @@ class MInterface(engine.Module):
         given = self.hparams
         tell = getattr(getattr(self._trainer, "datamodule", None), "tell", lambda attribute: None)
         given["task"] = given["task"] or tell("task") or "multiclass"
+        given["class_names"] = tell("class_names")
         self.net = build_net(given["model_name"], given["model"], given["task"], tell)
         self.num_outputs = given["model"].get("num_classes")
         self.loss = self.configure_loss()
+        self.scale = TargetScale(given["task"], getattr(self._trainer, "datamodule", None))
         softening = [given[name] for name in ("label_smoothing", "mixup", "cutmix")]
         self.soften = SoftLabels(given["task"], self.num_outputs, *softening)
-        if self.fitting and given["pretrained"] is not None:
+        if given["pretrained"] is not None and self._trainer is not None:
             load_pretrained(self.net, given["pretrained"])
         self.frozen = freeze(self.net, given["freeze"]) if given["freeze"] else []
 
@@ -114,8 +111,8 @@ class MInterface(engine.Module):
         given = self.hparams
         return build_losses(given["task"], given["loss"], given["loss_args"], given["loss_weights"])
 
-    def configure_metrics(self) -> MetricCollection:
-        """What to measure on a validation or test set."""
+    def configure_metrics(self) -> Any:
+        """What to measure on a validation or test set: a MetricCollection, a metric, or a dict or list of metrics."""
         given = self.hparams
         return build_metrics(given["task"], given["metrics"], given["metric_args"], self.num_outputs)
 
@@ -131,16 +128,12 @@ class MInterface(engine.Module):
             given["optimizer_args"],
             given["lr_scales"],
         )
-        schedulers = build_schedule(
-            optimizer,
-            given["lr_schedule"],
-            given["lr_schedule_args"],
-            0 if trainer.fast_dev_run else given["warmup_steps"],
-            total_steps=trainer.estimated_stepping_batches,
-            steps_per_epoch=trainer.num_training_batches / trainer.accumulate_grad_batches,
-            monitor=given["monitor"],
-            monitor_mode=given["monitor_mode"],
-        )
+        warmup = 0 if trainer.fast_dev_run else given["warmup_steps"]
+        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        mode = given["monitor_mode"] or usual_mode(given["monitor"])
+        schedule = {"name": given["lr_schedule"], "arguments": given["lr_schedule_args"], "warmup_steps": warmup}
+        span: dict[str, Any] = {"total_steps": trainer.estimated_stepping_batches, "steps_per_epoch": per_epoch}
+        schedulers = build_schedule(optimizer, **schedule, **span, monitor=given["monitor"], monitor_mode=mode)
         return [optimizer], schedulers
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -148,6 +141,10 @@ class MInterface(engine.Module):
         if self.hparams["task"] == "multiclass":
             check_labels(batch, self.num_outputs)
         return batch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the data has the classes that were learned."""
+        check_class_names(checkpoint["hyper_parameters"].get("class_names"), self.hparams.get("class_names"))
 
     def on_train_epoch_start(self) -> None:
         """Keep the batch norms of frozen parts from learning."""
@@ -164,7 +161,8 @@ class MInterface(engine.Module):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         inputs, targets = self.soften(*pair(batch))
-        return self._log_loss("train", *align(self.hparams["task"], self(inputs), targets), on_step=True, on_epoch=True)
+        outputs, targets = align(self.hparams["task"], self(inputs), targets)
+        return self._log_loss("train", outputs, targets, on_step=True, on_epoch=True)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics of a validation batch."""
@@ -177,7 +175,7 @@ class MInterface(engine.Module):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probabilities, or values in a regression; targets in the batch are left aside."""
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
-        return activate(self.hparams["task"], self(inputs))
+        return self.scale.restore(activate(self.hparams["task"], self(inputs)))
 
     def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
         inputs, targets = pair(batch)
@@ -185,15 +183,17 @@ class MInterface(engine.Module):
         self._log_loss(stage, outputs, targets)
         key = f"{stage}{dataloader_idx}"
         if key not in self.set_metrics:
-            self.set_metrics[key] = self.configure_metrics().clone(prefix=f"{stage}_").to(outputs.device)
-        metrics: Any = self.set_metrics[key]
+            metrics = self.configure_metrics()
+            collection = metrics if isinstance(metrics, MetricCollection) else MetricCollection(metrics)
+            self.set_metrics[key] = collection.clone(prefix=f"{stage}_").to(outputs.device)
+        chosen: Any = self.set_metrics[key]
         with explain("a metric", outputs=outputs, targets=targets):
-            metrics.update(outputs, targets)
-        for name, metric in metrics.items():
+            chosen.update(self.scale.restore(outputs), targets)
+        for name, metric in chosen.items():
             self.log(name, metric, prog_bar=name.endswith("_acc"))
 
     def _log_loss(self, stage: str, outputs: Tensor, targets: Tensor, **when: Any) -> Tensor:
-        loss: Tensor = self.loss(outputs, targets)
+        loss: Tensor = self.loss(outputs, self.scale(targets))
         self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, **when)
         for name, value in getattr(self.loss, "terms", {}).items():
             self.log(f"{stage}_{name}", value, sync_dist=True, **when)

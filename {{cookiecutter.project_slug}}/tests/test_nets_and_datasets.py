@@ -19,7 +19,7 @@ from model import MInterface
 from utils.arguments import constructor_arguments, parse
 from utils.losses import align
 from utils.registry import load_class, names
-from utils.splits import per_sample
+from utils.samples import per_sample
 
 # Flags that a net or dataset needs in order to be tested, by name; {folder} holds the files made below.
 FLAGS: dict[str, list[str]] = {

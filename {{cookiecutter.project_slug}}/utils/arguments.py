@@ -13,11 +13,10 @@ import json
 import os
 import re
 import sys
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import docstring_parser
 import yaml
@@ -26,6 +25,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 import engine
 from data import DInterface
 from model import MInterface
+from utils.flag_types import is_list, is_plain, metavar, spell, without_any
 from utils.registry import OFFERED, load_class
 from utils.run_folder import ENVIRONMENT, find_checkpoint, saved_config
 
@@ -43,7 +43,6 @@ NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 LONGEST = 3000
 # Bounds of a config: one of a few lines can be endless by its aliases.
 LARGEST, DEEPEST = 100_000, 20
-PLAIN = (int, float, str, bool, type(None))
 
 
 class Help(argparse.HelpFormatter):
@@ -77,7 +76,7 @@ class Parser(ArgumentParser):
             flag = key[1] or key[2]
             kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == flag), None)
             given = re.search(r".*(?:Given value|Got value): (.*)", message, re.DOTALL)
-            wanted = f"give {_spell(kind)}" if kind is not None else "see --help"
+            wanted = f"give {spell(kind)}" if kind is not None else "see --help"
             fault = f" {given[1].strip() or repr('')}: " if given else f": {message.partition(':')[2].strip()}; "
             return f"--{flag}{fault}{wanted}"
         return message
@@ -106,6 +105,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
     command = _command(argv)
     first, rest = _first_parser().parse_known_args(argv[1:] if argv and argv[0] == command else argv)
     flags = {name: value for name, value in vars(first).items() if name != "config" and value is not None}
+    # argparse turns `--config=--` into a list.
+    first.config = list(map(str, first.config))
     configs = [_read(path) for path in first.config]
     given = {key: value for source in [*configs, flags] for key, value in source.items() if value is not None}
     checkpoint = None
@@ -120,13 +121,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
     words = [word for config in (kept, *configs) if config for word in ("--config", yaml.safe_dump(config))]
     words += [f"--{name}={_word(value)}" for name, value in flags.items()]
     words += _lists_in_one_word(rest, parser)
-    try:
-        arguments = parser.parse_args(words)
-    except OverflowError as error:
-        number = re.search(r"\S*\d{300}", " ".join(words))
-        raise engine.MisconfigurationException(f"{number and number[0][:40]}...: the number is too large") from error
-    except RecursionError as error:
-        raise engine.MisconfigurationException(f"{max(words, key=len)[:40]}...: nested too deep") from error
+    arguments = _parsed(parser, words)
     arguments.ckpt_path = None if checkpoint is None else str(checkpoint)
     folders = [Path(path).parent for path in first.config]
     arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
@@ -134,9 +129,43 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
         raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
     if command == "predict" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise engine.MisconfigurationException("predict writes one file; run it without torchrun, in one process")
+    watching = arguments.patience is not None or arguments.lr_schedule == "plateau"
+    if command == "fit" and watching and arguments.monitor.startswith("val_") and not arguments.limit_val_batches:
+        raise engine.MisconfigurationException(
+            "--patience and --lr_schedule plateau need validation, which --limit_val_batches 0 turns off"
+        )
     if command != "fit" and arguments.fold == "all":
         raise engine.MisconfigurationException(f"--fold all trains; {command} takes the checkpoint of one fold")
     return command, arguments
+
+
+def _parsed(parser: Parser, words: list[str]) -> Namespace:
+    """The arguments, with one line of error also for what jsonargparse does not look at."""
+    try:
+        arguments = parser.parse_args(words)
+    except (OverflowError, RecursionError) as error:
+        fault = "a number is too large" if isinstance(error, OverflowError) else "nested too deep"
+        raise engine.MisconfigurationException(f"{max(words, key=len)[:50]}...: {fault}") from error
+    for action in parser._actions:
+        # In a config, null passes as a value of any type.
+        kind = getattr(action, "_typehint", None)
+        if (
+            action.default is not None
+            and arguments.get(action.dest, action) is None
+            and type(None) not in get_args(kind)
+        ):
+            raise engine.MisconfigurationException(f"{action.dest} is null; give {spell(kind)}")
+        if dict in (kind, *get_args(kind)) and arguments.get(action.dest):
+            # Values of a bare dict that come one by one, as in --optimizer_args.momentum 0.9, are still text.
+            arguments[action.dest] = {k: _as_yaml(v) for k, v in arguments[action.dest].items()}
+    return arguments
+
+
+def _as_yaml(value: Any) -> Any:
+    try:
+        return get_loader("yaml")(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
 
 
 def to_yaml(arguments: Namespace) -> str:
@@ -172,7 +201,7 @@ def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str]) -> di
 
 def _lists_in_one_word(words: Sequence[str], parser: Parser) -> list[str]:
     """The words with those of a list joined: `--freeze a b` as `--freeze=["a", "b"]`, as the parser reads it."""
-    lists = {flag for a in parser._actions if _is_list(getattr(a, "_typehint", None)) for flag in a.option_strings}
+    lists = {flag for a in parser._actions if is_list(getattr(a, "_typehint", None)) for flag in a.option_strings}
     joined: list[str] = []
     words = list(words)
     while words:
@@ -193,10 +222,6 @@ def _word(value: Any) -> str:
         return str(value)
     numbers = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
     return "[" + ", ".join(item if numbers.fullmatch(item) else json.dumps(item) for item in map(str, value)) + "]"
-
-
-def _is_list(hint: Any) -> bool:
-    return get_origin(hint) in (list, tuple) or any(get_origin(part) in (list, tuple) for part in get_args(hint))
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -277,7 +302,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     """The content of a config file."""
     try:
         content = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise engine.MisconfigurationException(f"config {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
@@ -301,53 +326,6 @@ def _parts(value: Any, path: str, depth: int = 0) -> Iterator[Any]:
     yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _parts(part, path, depth + 1)
-
-
-def _is_plain(hint: Any) -> bool:
-    """Whether a type is built of numbers, strings, booleans and containers of them: no class, no callable."""
-    if get_origin(hint) is Literal or hint in PLAIN:
-        return True
-    inner = [part for part in get_args(hint) if part is not Ellipsis and not (get_origin(hint) is dict and part is Any)]
-    return get_origin(hint) in (Union, types.UnionType, list, tuple, dict) and all(map(_is_plain, inner))
-
-
-def _without_any(hint: Any) -> Any:
-    """The same type with bare dicts: of a class that is named in a dict of Any, jsonargparse imports the module."""
-    parts = get_args(hint)
-    if get_origin(hint) is dict and Any in parts:
-        return dict
-    if get_origin(hint) in (Union, types.UnionType):
-        return Union[tuple(map(_without_any, parts))]  # noqa: UP007
-    return get_origin(hint)[tuple(map(_without_any, parts))] if get_origin(hint) in (list, tuple, dict) else hint
-
-
-def _metavar(hint: Any) -> str:
-    """How help shows a value of a type."""
-    parts = [part for part in get_args(hint) if part is not type(None)]
-    if get_origin(hint) is Literal:
-        return "|".join(map(str, parts))
-    if get_origin(hint) in (Union, types.UnionType):
-        return "|".join(dict.fromkeys(map(_metavar, parts)))
-    if get_origin(hint) in (list, tuple):
-        return f"{_metavar(parts[0])} ..."
-    names: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{...}"}
-    return names[get_origin(hint) or hint]
-
-
-def _spell(hint: Any) -> str:
-    """A type in words."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    kind, parts = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return ", ".join(map(str, parts))
-    if kind in (Union, types.UnionType):
-        return " or ".join(_spell(part) for part in parts if part is not int or float not in parts)
-    if kind in (list, tuple):
-        example = {int: "1, 2, 3", float: "0.1, 0.2, 0.3"}.get(parts[0], "a, b, c")
-        return f"a list such as [{example}]"
-    if dict in (hint, kind):
-        return f"a mapping such as {{a: {0.1 if float in parts else 1}}}"
-    return words[hint]
 
 
 def _add_constructor(
@@ -375,17 +353,17 @@ def _add_constructor(
         if name in skip or (not prefix and name in NO_FLAGS) or parameter.kind not in NAMED:
             continue
         required = parameter.default is parameter.empty
-        if not _is_plain(hint) or hint is type(None):
+        if not is_plain(hint) or hint is type(None):
             if required:
                 raise engine.MisconfigurationException(
                     f"{cls.__name__} needs {name}, which no flag can give: annotate it with int, float, str, bool, or "
                     "lists of these, or give it a default"
                 )
             continue
-        options: dict[str, Any] = {"type": _without_any(hint), "help": help_texts.get(name, "").replace("%", "%%")}
+        options: dict[str, Any] = {"type": without_any(hint), "help": help_texts.get(name, "").replace("%", "%%")}
         if name in (later or {}):
             described_default = f"{options['help']} Default: {(later or {})[name]}."
-            options |= {"type": _without_any(hint | None), "default": None, "help": described_default}
+            options |= {"type": without_any(hint | None), "default": None, "help": described_default}
         elif required:
             options["required"] = True
         else:
@@ -393,4 +371,4 @@ def _add_constructor(
         if options.get("default") is not None:
             shown = str(options["default"])
             options["help"] += f" [{shown.lower() if isinstance(options['default'], bool) else shown}]"
-        group.add_argument(f"--{prefix}{name}", metavar=_metavar(hint), **options)
+        group.add_argument(f"--{prefix}{name}", metavar=metavar(hint), **options)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from engine import MisconfigurationException
 from utils.registry import describe
+from utils.samples import per_sample
 
 # Beta distributions of smaller parameters give no numbers.
 LEAST = 1e-6
@@ -79,6 +80,56 @@ class SoftLabels:
             hard = targets if targets.ndim == 2 else F.one_hot(targets, self.num_classes).float()
             targets = hard * (1 - self.smoothing) + self.smoothing / self.num_classes
         return inputs, targets
+
+
+class TargetScale(nn.Module):
+    """Brings targets of a regression to mean 0 and deviation 1, and what the net gives back to their units.
+
+    So a net and a learning rate serve prices as well as shares. Mean and deviation come from the training samples and
+    are kept in checkpoints; a dataset that does not tell its `targets` is left as it is.
+
+    Args:
+        task: All others than regression are left as they are.
+        data: The DInterface, if there is one.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, task: str, data: Any) -> None:
+        super().__init__()
+        self.active = task == "regression"
+        if not self.active:
+            return
+        sets = getattr(data, "sets", {}).get("train", {})
+        columns = getattr(data, "tell", lambda attribute: None)("num_targets") or 1
+        unknown = [[0.0] * columns] if columns > 1 else [0.0]
+        targets = next((told for dataset in sets.values() if (told := per_sample(dataset, "targets"))), unknown)
+        values = torch.tensor(targets, dtype=torch.float64)
+        deviation = values.std(dim=0, correction=0)
+        self.register_buffer("mean", values.mean(dim=0).float())
+        # Targets that are all the same have nothing to be scaled by.
+        self.register_buffer("deviation", torch.where(deviation > 0, deviation, 1.0).float())
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Targets in their units, of shape (batch,) or (batch, targets), as the loss compares them."""
+        return (targets - self.mean) / self.deviation if self.active else targets
+
+    def restore(self, outputs: Tensor) -> Tensor:
+        """What the net gives in the units of the targets."""
+        return outputs * self.deviation + self.mean if self.active else outputs
+
+
+def check_class_names(learned: list[str] | None, now: list[str] | None) -> None:
+    """Refuse data with other classes than those that were learned: the same numbers would mean something else.
+
+    Raises:
+        MisconfigurationException: Both have names, and the names differ.
+    """
+    if learned and now and list(learned) != list(now):
+        raise MisconfigurationException(
+            f"the checkpoint learned the classes {', '.join(learned[:20])}; the data has {', '.join(now[:20])}"
+        )
 
 
 def pair(batch: Any) -> tuple[Any, Tensor]:

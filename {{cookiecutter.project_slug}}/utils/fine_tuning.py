@@ -44,7 +44,11 @@ def load_pretrained(net: Any, source: str) -> list[str]:
             f"{len(own)}; it belongs to another net"
         )
     net.load_state_dict(fitting, strict=False)
-    return [name for name in own if name not in fitting]
+    new = [name for name in own if name not in fitting]
+    if os.environ.get("RANK", "0") == "0":
+        first = f"; new are {', '.join(new[:4])}{', ...' if len(new) > 4 else ''}" if new else ""
+        print(f"pretrained: {len(fitting)} of the net's {len(own)} weights come from {source}{first}")
+    return new
 
 
 def freeze(net: nn.Module, parts: list[str]) -> list[nn.Module]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import MisconfigurationException
-from utils.registry import from_library, snake_case
+from utils.registry import from_library, pick, snake_case
 
 DEFAULT_LOSS = {
     "multiclass": "CrossEntropyLoss",
@@ -28,6 +28,10 @@ SHAPES = {
     "regression": "outputs and targets (B,), or both (B, T)",
     "sequence": "outputs (B, L, C) and targets (B, L)",
 }
+# Losses that a net's scores do not suit, and the one to use instead.
+UNSUITED = {"NLLLoss": "CrossEntropyLoss", "KLDivLoss": "CrossEntropyLoss", "BCELoss": "BCEWithLogitsLoss"}
+# Losses that compare number by number: torch would stretch targets of another shape to fit, and train nonsense.
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 # Arguments that torch wants as tensors.
 TENSORS = ("weight", "pos_weight")
 
@@ -82,7 +86,7 @@ def build_losses(
     Raises:
         MisconfigurationException: A name is no loss of outputs and targets, or arguments or weights do not fit.
     """
-    names = [DEFAULT_LOSS[task]] if names is None else names
+    names = [pick(task, DEFAULT_LOSS, "--task")] if names is None else names
     if not names or len(set(names)) < len(names):
         raise MisconfigurationException(f"--loss {' '.join(names) or '(none)'}: name at least one loss, each once")
     own = {names[0]: arguments or {}} if len(names) == 1 else arguments or {}
@@ -105,6 +109,11 @@ def build_losses(
 def _build(name: str, arguments: Any) -> nn.Module:
     if isinstance(arguments, Mapping):
         arguments = {key: _to_tensor(name, value) if key in TENSORS else value for key, value in arguments.items()}
+    if name in UNSUITED:
+        raise MisconfigurationException(
+            f"--loss {name}: it takes probabilities or their logarithms, and the nets here give scores; give "
+            f"{UNSUITED[name]}, or override MInterface.configure_loss"
+        )
     loss = from_library(nn, nn.modules.loss._Loss, name, arguments, "--loss")
     if loss.reduction not in ("mean", "sum"):
         raise MisconfigurationException(
@@ -127,6 +136,10 @@ def _to_tensor(name: str, value: Any) -> Tensor | None:
 
 
 def _evaluate(loss: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+    if isinstance(loss, ELEMENTWISE) and outputs.shape != targets.shape:
+        raise MisconfigurationException(
+            f"{type(loss).__name__} of {_describe(outputs, targets)}: they need one shape; is --task right?"
+        )
     try:
         value: Tensor = loss(outputs, targets)
     except (torch.OutOfMemoryError, torch.AcceleratorError):

@@ -6,7 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchmetrics
@@ -164,6 +164,26 @@ def build_metrics(
         metrics[key] = _build(task, name, arguments.get(name) or {}, num_outputs)
     collection = ProbabilityMetrics if task in ("binary", "multilabel") else MetricCollection
     return collection(metrics)
+
+
+def usual_mode(monitor: str) -> Literal["min", "max"]:
+    """Whether less ("min") or more ("max") of a logged value is better, by its name: a loss, or a metric.
+
+    Raises:
+        MisconfigurationException: The name tells nothing.
+    """
+    name = monitor.split("/")[0].removesuffix("_epoch").removesuffix("_step").partition("_")[2] or monitor
+    if name.endswith("loss"):
+        return "min"
+    known = {cls: found for task in DEFAULT_METRICS for cls, found in _known(task).items()}
+    name = SHORT[name][0] if name in SHORT else name
+    for cls, found in known.items():
+        bare = cls.removeprefix("Binary").removeprefix("Multiclass").removeprefix("Multilabel")
+        if name in (cls, snake_case(cls), bare, snake_case(bare)) and found.higher_is_better is not None:
+            return "max" if found.higher_is_better else "min"
+    raise MisconfigurationException(
+        f"--monitor {monitor}: it does not tell what is better; give --monitor_mode min or max"
+    )
 
 
 def _build(task: str, name: str, arguments: Mapping[str, Any], num_outputs: int | None) -> Metric:

@@ -182,7 +182,9 @@ def _plateau(
     plateau = construct(
         lr_scheduler.ReduceLROnPlateau, arguments, "--lr_schedule plateau", optimizer=optimizer, mode=mode
     )
-    schedulers: list[dict[str, Any]] = [{"scheduler": plateau, "interval": "epoch", "monitor": monitor}]
+    schedulers: list[dict[str, Any]] = [
+        {"scheduler": plateau, "interval": "epoch", "monitor": monitor, "strict": False}
+    ]
     if warmup_steps:
         # It multiplies the learning rate from step to step, so that it and the plateau can change it by turns.
         rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)

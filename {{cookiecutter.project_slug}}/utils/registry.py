@@ -23,6 +23,7 @@ Folder = Literal["model", "data"]
 WHAT = {"model": "net", "data": "dataset"}
 BASE: dict[str, type[Any]] = {"model": nn.Module, "data": Dataset}
 FLAG = {"model": "--model_name", "data": "--dataset"}
+ALL_SPLITS = ("train", "val", "test", "predict")
 # Net arguments that the dataset fills in unless they are given.
 OFFERED = ("num_classes", "sample_shape")
 # Names that a message lists; libraries have many.
@@ -82,6 +83,27 @@ def build(folder: Folder, name: str, arguments: dict[str, Any]) -> Any:
         return cls(**arguments)
     except Exception as error:
         raise MisconfigurationException(f"{WHAT[folder]} {name}: {describe(error, folder)}") from error
+
+
+def build_dataset(name: str, split: str, arguments: dict[str, Any]) -> Any:
+    """A split of the dataset of that name, with those of the arguments that it takes."""
+    return build("data", name, {**{k: v for k, v in arguments.items() if accepts(name, k)}, "split": split})
+
+
+def accepts(name: str, argument: str) -> bool:
+    """Whether a dataset takes an argument of that name."""
+    parameters = inspect.signature(load_class("data", name)).parameters
+    return argument in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def own_splits(name: str, arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The splits that a dataset has of its own: its attribute `splits`, or all."""
+    cls = load_class("data", name)
+    declared = any("splits" in inspect.get_annotations(base) for base in cls.__mro__)
+    if declared and not hasattr(cls, "splits"):
+        # It depends on the files.
+        return tuple(build_dataset(name, "train", arguments).splits)
+    return tuple(getattr(cls, "splits", ALL_SPLITS))
 
 
 def build_net(name: str, arguments: dict[str, Any], task: str, tell: Callable[[str], Any]) -> nn.Module:
@@ -177,6 +199,7 @@ def construct(make: Callable[..., T], arguments: Mapping[str, Any], what: str, *
         MisconfigurationException: It fails; the message begins with `what` and names the arguments there are.
     """
     try:
+        inspect.signature(make).bind(**given, **arguments)  # says what is missing without the name of a function
         return make(**given, **arguments)
     except Exception as error:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

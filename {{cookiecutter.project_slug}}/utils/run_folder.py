@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import engine
-from utils.splits import fingerprint
+from utils.samples import fingerprint, per_sample
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PROJECT = Path(__file__).parents[1]
@@ -63,11 +63,11 @@ def describe_environment(data: Any) -> dict[str, Any]:
         "command": sys.argv,
         "versions": {
             "python": platform.python_version(),
+            "platform": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
             "torch": str(torch.__version__),
             **{name: version(name) for name in ("torchvision", "torchmetrics", "numpy")},
         },
-        "platform": platform.platform(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
         "data": {f"{split}/{name}": fingerprint(s) for split, sets in data.sets.items() for name, s in sets.items()},
         "code": {file.relative_to(PROJECT).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in own},
@@ -178,27 +178,35 @@ def remove_unless_begun(folder: Path) -> None:
             empty.rmdir()
 
 
-def write_predictions(folder: Path, sets: dict[str, list[Any]], task: str, class_names: list[str] | None) -> Path:
+def write_predictions(folder: Path, data: Any, batches: list[Any], task: str) -> Path:
     """Write `predictions.csv`: a row for each sample, in the datasets' order.
 
     Args:
         folder: Where to write.
-        sets: For each dataset the predictions of its batches: tensors of shape (batch,) or (batch, outputs).
+        data: The DInterface whose sets were predicted.
+        batches: Predictions of the batches, tensors of shape (batch,) or (batch, outputs); a list of them for each set
+            where there are several.
         task: What was learned: probabilities follow a class, values of a regression stand alone.
-        class_names: Names of the classes, where the dataset has names.
     """
-    several, regression, single = len(sets) > 1, task == "regression", task in ("multiclass", "sequence")
-    width = next((batch[0].numel() for batches in sets.values() for batch in batches), 0)
-    kind = "value" if regression else "probability"
+    sets, class_names = data.sets["predict"], data.tell("class_names")
+    rows = {
+        name: [row.reshape(-1).tolist() for batch in part for row in batch]
+        for name, part in zip(sets, batches if len(sets) > 1 else [batches], strict=True)
+    }
+    width = max((len(row) for part in rows.values() for row in part), default=0)
     labels = class_names if class_names and len(class_names) == width else [str(number) for number in range(width)]
-    columns = [f"{kind}_{label}" for label in labels] if width > 1 else [kind]
+    kind, single = "value" if task == "regression" else "probability", task in ("multiclass", "sequence")
+    names = {name: per_sample(dataset, "names") for name, dataset in sets.items()}
+    about = ["dataset"] * (len(sets) > 1) + ["index"] + ["name"] * any(names.values()) + ["class"] * single
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*["dataset"] * several, "index", *["class"] * single, *columns])
-    for name, batches in sets.items():
-        for index, row in enumerate(row.reshape(-1) for batch in batches for row in batch):
-            best = [labels[int(row.argmax())]] * single
-            writer.writerow([*[name] * several, index, *best, *(f"{value:.6g}" for value in row.tolist())])
+    writer.writerow([*about, *([f"{kind}_{label}" for label in labels] if width > 1 else [kind])])
+    for dataset, part in rows.items():
+        for index, row in enumerate(part):
+            told = {"dataset": dataset, "index": index, "name": (names[dataset] or {index: ""})[index]}
+            if single:
+                told["class"] = labels[max(range(width), key=row.__getitem__)]
+            writer.writerow([*(told[column] for column in about), *(f"{value:.6g}" for value in row)])
     return write_whole(folder / "predictions.csv", text.getvalue())
 
 

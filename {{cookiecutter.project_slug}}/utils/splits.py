@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import csv
-import random
-import zlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
-from itertools import combinations
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from engine import MisconfigurationException
+from utils.samples import class_per_sample, per_sample, plain, with_augment
 
 # Share of the samples that a dataset without a validation or test split gives to each.
 DEFAULT_FRACTION = 0.1
@@ -174,7 +170,7 @@ def carve(pool: list[Dataset[Any]], carved: Sequence[str], options: Mapping[str,
             share = shares["val"] / (1 - shares.get("test", 0))
             parts["train"], parts["val"] = _split(samples, parts["train"], [1 - share, share], options)
     augment = getattr(pool[0], "augment", None)
-    training = _joined([_with_augment(source, augment) for source in pool])
+    training = _joined([with_augment(source, augment) for source in pool])
     judged = plain(samples)
     return {part: Subset(training if part == "train" else judged, indices) for part, indices in parts.items()}
 
@@ -191,138 +187,3 @@ def _split(
     classes, groups = class_per_sample(subset), per_sample(subset, "groups")
     parts = split(len(chosen), shares, options["split_seed"], classes, groups)
     return [[chosen[index] for index in part] for part in parts]
-
-
-def plain(dataset: Dataset[Any]) -> Dataset[Any]:
-    """A shallow copy that does not augment, if the dataset has the attribute `augment`."""
-    if isinstance(dataset, Subset):
-        return Subset(plain(dataset.dataset), dataset.indices)
-    if isinstance(dataset, ConcatDataset):
-        return ConcatDataset([plain(part) for part in dataset.datasets])
-    return _with_augment(dataset, False)
-
-
-def _with_augment(dataset: Dataset[Any], augment: bool | None) -> Dataset[Any]:
-    if augment is None or not hasattr(dataset, "augment"):
-        return dataset
-    copied = copy(dataset)
-    copied.augment = augment
-    return copied
-
-
-@contextmanager
-def same_randomness() -> Iterator[None]:
-    """Samples that are looked at within do not change what is drawn at random afterwards."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-
-
-def innermost(dataset: Dataset[Any]) -> Dataset[Any]:
-    """The dataset that a subset, or the first part of several, comes from."""
-    if isinstance(dataset, Subset):
-        return innermost(dataset.dataset)
-    return innermost(dataset.datasets[0]) if isinstance(dataset, ConcatDataset) else dataset
-
-
-def per_sample(dataset: Dataset[Any], attribute: str) -> list[Any] | None:
-    """An attribute with an item for every sample, such as `targets`, looked up through subsets; None if it lacks."""
-    if isinstance(dataset, Subset):
-        values = per_sample(dataset.dataset, attribute)
-        return None if values is None else [values[index] for index in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [per_sample(part, attribute) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else [value for part in parts for value in part or ()]
-    values = getattr(dataset, attribute, None)
-    return None if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
-
-
-def class_per_sample(dataset: Dataset[Any]) -> list[int] | None:
-    """Class of every sample; None if the dataset does not tell, or if its targets are no classes."""
-    targets = per_sample(dataset, "targets")
-    return targets if targets and all(isinstance(target, int) for target in targets) else None
-
-
-def check_sets(sets: Mapping[str, Mapping[str, Dataset[Any]]]) -> None:
-    """Check that no set is empty, that labels are in range, and that training, validation and test share no samples.
-
-    Args:
-        sets: The sets by split and name.
-
-    Raises:
-        MisconfigurationException: The first fault found.
-    """
-    apart = [(split, name) for split in ("train", "val", "test") for name in sets.get(split, {})]
-    for split, named in sets.items():
-        for name, dataset in named.items():
-            if not hasattr(dataset, "__len__"):
-                raise MisconfigurationException(
-                    f"dataset {name} has no length; give it __len__, or make its loaders in DInterface"
-                )
-            if not len(dataset):
-                raise MisconfigurationException(
-                    f"dataset {name}: split {split} is empty; check its files, or how it is split"
-                )
-            num_classes, classes = getattr(innermost(dataset), "num_classes", None), class_per_sample(dataset)
-            if num_classes is not None and classes and not 0 <= min(classes) <= max(classes) < num_classes:
-                raise MisconfigurationException(
-                    f"dataset {name}: split {split} has classes from {min(classes)} to {max(classes)}, but its "
-                    f"num_classes is {num_classes}: classes are numbered from 0 to {num_classes - 1}"
-                )
-    for (split, name), (other_split, other_name) in combinations(apart, 2):
-        if split != other_split:
-            shared = _shared(sets[split][name], sets[other_split][other_name], same_dataset=name == other_name)
-            if shared:
-                raise MisconfigurationException(
-                    f"split {split} of {name} and split {other_split} of {other_name} share {shared}; every sample "
-                    "belongs to one split only"
-                )
-
-
-def _shared(a: Dataset[Any], b: Dataset[Any], same_dataset: bool) -> str:
-    """What shows that two sets share samples; empty if nothing.
-
-    Names are compared where a dataset has them. Otherwise sets of one length whose first, middle and last samples are
-    equal are taken for the same: a dataset that ignores which split it was asked for.
-    """
-    names = per_sample(a, "names"), per_sample(b, "names")
-    if same_dataset and names[0] is not None and names[1] is not None:
-        common = set(names[0]) & set(names[1])
-        return f"{len(common)} samples, {min(common)} among them" if common else ""
-    count = len(a)  # type: ignore[arg-type]
-    if count < 2 or count != len(b) or isinstance(a, Subset) and isinstance(b, Subset):  # type: ignore[arg-type]
-        return ""
-    a, b = plain(a), plain(b)
-    return "all samples" if all(_equal(a[index], b[index]) for index in {0, count // 2, count - 1}) else ""
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.shape == b.shape and bool((a == b).all())
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return type(a) is type(b) and bool(np.all(a == b))
-
-
-def fingerprint(dataset: Dataset[Any]) -> str:
-    """Number of samples and a checksum of up to 16 of them, of their order and of all targets."""
-    count, source = len(dataset), plain(dataset)  # type: ignore[arg-type]
-    with same_randomness():
-        samples = [source[index] for index in range(0, count, max(count // 16, 1))]
-    checksum = zlib.crc32(repr(per_sample(dataset, "targets")).encode())
-    for value in _leaves(samples):
-        content = value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
-        checksum = zlib.crc32(content, checksum)
-    return f"{count} samples, {checksum:08x}"
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value

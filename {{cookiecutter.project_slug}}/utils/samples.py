@@ -1,0 +1,208 @@
+"""Samples of datasets: what is known of each, whether sets share some, and a checksum of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from engine import MisconfigurationException
+
+# Sets that are read within this time are compared sample by sample.
+QUICK_SECONDS = 1.0
+
+
+def per_sample(dataset: Dataset[Any], attribute: str) -> list[Any] | None:
+    """An attribute with an item for every sample, such as `targets`, looked up through subsets; None if it lacks."""
+    if isinstance(dataset, Subset):
+        values = per_sample(dataset.dataset, attribute)
+        return None if values is None else [values[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [per_sample(part, attribute) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [value for part in parts for value in part or ()]
+    values = getattr(dataset, attribute, None)
+    return None if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def class_per_sample(dataset: Dataset[Any]) -> list[int] | None:
+    """Class of every sample; None if the dataset does not tell, or if its targets are no classes.
+
+    Whole numbers of any kind are classes, and so are 0.0 and 1.0.
+    """
+    targets = per_sample(dataset, "targets")
+    values = np.asarray(
+        [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in targets or ()]
+    )
+    if not values.size or values.ndim != 1 or values.dtype.kind not in "biuf":
+        return None
+    return values.astype(int).tolist() if values.dtype.kind in "biu" or np.isin(values, (0, 1)).all() else None
+
+
+def plain(dataset: Dataset[Any]) -> Dataset[Any]:
+    """A shallow copy that does not augment, if the dataset has the attribute `augment`."""
+    if isinstance(dataset, Subset):
+        return Subset(plain(dataset.dataset), dataset.indices)
+    if isinstance(dataset, ConcatDataset):
+        return ConcatDataset([plain(part) for part in dataset.datasets])
+    return with_augment(dataset, False)
+
+
+def with_augment(dataset: Dataset[Any], augment: bool | None) -> Dataset[Any]:
+    if augment is None or not hasattr(dataset, "augment"):
+        return dataset
+    copied = copy(dataset)
+    copied.augment = augment
+    return copied
+
+
+def innermost(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The dataset that a subset, or the first part of several, comes from."""
+    if isinstance(dataset, Subset):
+        return innermost(dataset.dataset)
+    return innermost(dataset.datasets[0]) if isinstance(dataset, ConcatDataset) else dataset
+
+
+@contextmanager
+def same_randomness() -> Iterator[None]:
+    """Samples that are looked at within do not change what is drawn at random afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+def check_sets(sets: Mapping[str, Mapping[str, Dataset[Any]]]) -> None:
+    """Check that no set is empty, that labels are in range, and that training, validation and test share nothing.
+
+    Shared names and groups of a dataset are an error; samples of equal content, compared where all can be read at
+    once, a warning.
+
+    Args:
+        sets: The sets by split and name.
+
+    Raises:
+        MisconfigurationException: The first fault found.
+    """
+    for split, named in sets.items():
+        for name, dataset in named.items():
+            if not hasattr(dataset, "__len__"):
+                raise MisconfigurationException(
+                    f"dataset {name} has no length; give it __len__, or make its loaders in DInterface"
+                )
+            if not len(dataset):
+                raise MisconfigurationException(
+                    f"dataset {name}: split {split} is empty; check its files, or how it is split"
+                )
+            num_classes, classes = getattr(innermost(dataset), "num_classes", None), class_per_sample(dataset)
+            if num_classes is not None and classes and not 0 <= min(classes) <= max(classes) < num_classes:
+                raise MisconfigurationException(
+                    f"dataset {name}: split {split} has classes from {min(classes)} to {max(classes)}, but its "
+                    f"num_classes is {num_classes}: classes are numbered from 0 to {num_classes - 1}"
+                )
+    _check_apart(sets)
+
+
+def _check_apart(sets: Mapping[str, Mapping[str, Dataset[Any]]]) -> None:
+    apart = [(split, name) for split in ("train", "val", "test") for name in sets.get(split, {})]
+    checksums: dict[tuple[str, str], list[int] | None] = {}
+    for one, other in combinations(apart, 2):
+        if one[0] == other[0]:
+            continue
+        a, b = (sets[split][name] for split, name in (one, other))
+        told = f"split {one[0]} of {one[1]} and split {other[0]} of {other[1]} share"
+        if shared := _shared(a, b, same_dataset=one[1] == other[1]):
+            raise MisconfigurationException(
+                f"{told} {shared}; every sample, and every group, belongs to one split only"
+            )
+        for key, dataset in ((one, a), (other, b)):
+            if key not in checksums:
+                checksums[key] = _checksums(dataset)
+        # Equal samples can be right, in a table of few different rows, say.
+        seen = set(checksums[one] or ())
+        if (same := sum(checksum in seen for checksum in checksums[other] or ())) and os.environ.get(
+            "RANK", "0"
+        ) == "0":
+            of = len(checksums[other] or ())
+            print(f"warning: {told} samples: {same} of the {of} of the latter are equal", file=sys.stderr)
+
+
+def fingerprint(dataset: Dataset[Any]) -> str:
+    """Number of samples and a checksum of their order, targets and content (of 16 of them if reading takes long)."""
+    count = len(dataset)  # type: ignore[arg-type]
+    with same_randomness():
+        checksums = _checksums(dataset) or _checksums(Subset(plain(dataset), range(0, count, count // 16)))
+    targets = per_sample(dataset, "targets")
+    return f"{count} samples, {zlib.crc32(repr((checksums, targets)).encode()):08x}"
+
+
+def _shared(a: Dataset[Any], b: Dataset[Any], same_dataset: bool) -> str:
+    """What shows that two sets share samples or groups; empty if nothing.
+
+    Without names, sets of one length whose first, middle and last samples are equal are taken for the same: a dataset
+    that ignores which split it was asked for.
+    """
+    for attribute in ("groups", "names"):
+        values = per_sample(a, attribute), per_sample(b, attribute)
+        if same_dataset and values[0] is not None and values[1] is not None:
+            if common := set(values[0]) & set(values[1]):
+                example = min(map(str, common))
+                return f"{len(common)} {attribute}, {example} among them"
+            if attribute == "names":
+                return ""
+    count = len(a)  # type: ignore[arg-type]
+    if count < 2 or count != len(b) or isinstance(a, Subset) and isinstance(b, Subset):  # type: ignore[arg-type]
+        return ""
+    a, b = plain(a), plain(b)
+    return "all samples" if all(_equal(a[index], b[index]) for index in {0, count // 2, count - 1}) else ""
+
+
+def _checksums(dataset: Dataset[Any]) -> list[int] | None:
+    """A checksum of every sample, without augmentation; None if it would take long to read them all."""
+    source, count = plain(dataset), len(dataset)  # type: ignore[arg-type]
+    begin = time.perf_counter()
+    few = min(16, count)
+    checksums = [_checksum(source, index) for index in range(few)]
+    if (time.perf_counter() - begin) / few * count > QUICK_SECONDS:
+        return None
+    return checksums + [_checksum(source, index) for index in range(few, count)]
+
+
+def _checksum(dataset: Dataset[Any], index: int) -> int:
+    checksum = 0
+    try:
+        for value in _leaves(dataset[index]):
+            content = value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+            checksum = zlib.crc32(content, checksum)
+    except (ValueError, OSError) as error:
+        raise MisconfigurationException(f"sample {index} cannot be read: {' '.join(str(error).split())}") from error
+    return checksum
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return type(a) is type(b) and bool(np.all(a == b))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
