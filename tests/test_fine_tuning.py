@@ -44,6 +44,7 @@ def test_a_net_is_fine_tuned_on_ones_own_pictures_from_one_command(
     assert outcome.code == 0, outcome.err
     assert outcome.metrics["test_acc"] > 0.85
     assert " of them frozen" in outcome.out
+    assert f"pretrained: 24 of the net's 26 weights come from {pretrained}; new are classify.3.weight" in outcome.out
     old = torch.load(pretrained, weights_only=True)["state_dict"]
     new = torch.load("logs/standard_net/version_1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     # Frozen parts, running means of norms included, are as they were; the head has five classes and is new.
@@ -127,3 +128,12 @@ def test_weights_that_could_run_code_are_refused(run: Callable, tmp_path: Path) 
     outcome = run("--pretrained", "hostile.pth")
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert not (tmp_path / "hacked").exists()
+
+
+def test_other_classes_than_those_that_were_learned_are_refused(run: Callable, pictures: Path) -> None:
+    words = ("--dataset", "folder_data", "--data.root", str(pictures), "--data.size", "8")
+    assert run(*words, "--max_epochs", "1", "--limit_train_batches", "2", *QUIET).code == 0
+    (pictures / "zero").rename(pictures / "null")
+    outcome = run("test", "--ckpt_path", "best")
+    assert outcome.code == 2
+    assert "learned the classes four, one, three, two, zero; the data has four, null, one" in outcome.err

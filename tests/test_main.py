@@ -272,3 +272,33 @@ def test_without_validation_the_newest_checkpoint_is_the_best(run: Callable) -> 
 def test_a_wrong_monitor_does_not_lose_the_epoch(run: Callable) -> None:
     assert run(*QUICK, "--monitor", "val_accuracy").code == 2
     assert run("--ckpt_path", "last", "--monitor", "val_loss").code == 0
+
+
+def test_the_monitor_knows_what_is_better(run: Callable) -> None:
+    outcome = run("--max_epochs", "4", "--monitor", "val_acc", "--model.width", "8")
+    with open("logs/standard_net/version_0/metrics.csv", newline="") as file:
+        accuracies = [float(row["val_acc"]) for row in csv.DictReader(file) if row.get("val_acc")]
+    # The check before training is not logged.
+    assert len(accuracies) == 4 and outcome.metrics["val_acc"] == pytest.approx(max(accuracies))
+    unknown = run(*QUICK, "--monitor", "val_dice")
+    assert unknown.code == 2 and "--monitor val_dice: it does not tell what is better" in unknown.err
+
+
+def test_what_main_returns_belongs_to_the_best_checkpoint(run: Callable) -> None:
+    words = ("--max_epochs", "6", "--lr", "0.1", "--lr_schedule", "constant", "--limit_train_batches", "4")
+    trained = run(*words, "--model.width", "8")
+    validated = run("validate", "--ckpt_path", "best")
+    assert {name: trained.metrics[name] for name in ("val_loss", "val_acc", "val_f1")} == {
+        name: validated.metrics[name] for name in ("val_loss", "val_acc", "val_f1")
+    }
+
+
+def test_predictions_name_their_samples_where_the_data_has_names(run: Callable, tmp_path: Path) -> None:
+    lines = [f"{number},{number % 5},{('low', 'high')[number % 2]}" for number in range(60)]
+    (tmp_path / "table.csv").write_text("\n".join(["a,b,class", *lines]) + "\n")
+    words = ("--dataset", "csv_data", "--data.file", "table.csv", "--model_name", "mlp")
+    assert run(*words, *QUICK).code == 0
+    assert run("predict", "--ckpt_path", "best").code == 0
+    predicted = rows(Path("logs/mlp/version_0/predictions.csv"))
+    assert set(predicted[0]) == {"index", "name", "class", "probability_low", "probability_high"}
+    assert all(row["name"].startswith("row ") and row["class"] in ("low", "high") for row in predicted)

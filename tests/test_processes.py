@@ -39,8 +39,8 @@ def test_ctrl_c_ends_a_run_cleanly_and_last_goes_on(project: Path) -> None:
 
 
 def test_two_processes_train_as_one_run(project: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    process = start(project, "--max_epochs", "4", "--batch_size", "32", launcher=launcher)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--")
+    process = start(project, "--max_epochs", "4", "--batch_size", "32", "--monitor", "val_acc", launcher=launcher)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     # One run folder, one progress line for each epoch, one table: only one process talks and writes.

@@ -39,7 +39,7 @@ def test_an_optuna_sweep(project: Path) -> None:
     study = names["study"]
     assert len(study.trials) == 5 and 0 < study.best_value <= 1
     folders = {path.name for path in (project / "logs/search").iterdir()}
-    assert folders == {f"trial_{number}" for number in range(5)}
+    assert folders == {f"version_{number}" for number in range(5)}
 
 
 def test_main_returns_the_metrics(run: Callable) -> None:

@@ -319,3 +319,62 @@ def test_a_stream_is_refused(project: Path, run_in_project: Callable) -> None:
     )
     outcome = run_in_project("--dataset", "stream")
     assert outcome.code == 2 and "dataset stream has no length" in outcome.err
+
+
+def test_predict_takes_the_test_samples_of_a_set_without_a_split_of_its_own(project: Path) -> None:
+    (project / "data/night.py").write_text(
+        "from data.standard_data import StandardData\n\n\nclass Night(StandardData):\n"
+        "    splits = ('val', 'test')\n\n    def __init__(self, split):\n        super().__init__(split)\n"
+    )
+    from data import DInterface
+
+    data = DInterface(test_datasets=["night"])
+    data.setup("predict")
+    data.setup("test")
+    assert torch.equal(data.sets["predict"]["night"].images, data.sets["test"]["night"].images)
+
+
+def test_groups_on_both_sides_of_splits_of_ones_own_are_refused(project: Path, run_in_project: Callable) -> None:
+    (project / "data/grouped.py").write_text(GROUPED.replace("start + number // 40", "number // 40"))
+    outcome = run_in_project("--dataset", "grouped")
+    assert outcome.code == 2
+    assert "split train of grouped and split val of grouped share 7 groups, 0 among them" in outcome.err
+
+
+def test_samples_of_equal_content_are_told(project: Path, run_in_project: Callable) -> None:
+    (project / "data/overlap.py").write_text(
+        "from data.standard_data import StandardData\n\n\nclass Overlap(StandardData):\n"
+        "    def __init__(self, split):\n        super().__init__('train' if split == 'test' else split)\n"
+        "        if split == 'test':\n            self.images, self.targets = self.images[:200], self.targets[:200]\n"
+    )
+    outcome = run_in_project("--dataset", "overlap", *QUICK)
+    assert outcome.code == 0
+    assert outcome.err == (
+        "warning: split train of overlap and split test of overlap share samples: 200 of the 200 of the latter are "
+        "equal\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["list(self.targets.numpy())", "list(self.targets)", "self.targets.double()"])
+def test_classes_of_any_kind_are_stratified_and_balanced(kind: str, project: Path) -> None:
+    (project / "data/kinds.py").write_text(
+        "from data.standard_data import StandardData\n\n\nclass Kinds(StandardData):\n"
+        "    def __init__(self, split):\n        super().__init__(split)\n"
+        f"        self.targets = (self.targets == 3).long()\n        self.targets = {kind}\n"
+    )
+    from data import DInterface
+    from utils.samples import class_per_sample
+
+    data = DInterface(dataset="kinds", val_fraction=0.2, balanced_sampling=True)
+    data.setup("fit")
+    shares = [float(torch.tensor(class_per_sample(data.sets[s]["kinds"])).double().mean()) for s in ("train", "val")]
+    assert shares[0] == pytest.approx(shares[1], abs=0.005)
+    drawn = torch.cat([targets for _, targets in data.train_dataloader()])
+    assert 0.42 < float(drawn.double().mean()) < 0.58
+
+
+def test_a_last_batch_of_one_sample_is_left_out(run: Callable, tmp_path: Path) -> None:
+    lines = [f"{number % 3},{number % 5},{number % 2}" for number in range(100)]
+    (tmp_path / "table.csv").write_text("\n".join(["a,b,class", *lines]) + "\n")
+    words = ("--dataset", "csv_data", "--data.file", "table.csv", "--model_name", "mlp", "--max_epochs", "1")
+    assert run(*words, "--batch_size", "79").code == 0

@@ -226,3 +226,31 @@ def test_what_cannot_be_trained_gives_one_line(name: str, run: Callable, tmp_pat
     assert outcome.code == 2
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
     assert re.search(message, outcome.err), outcome.err
+
+
+def test_prices_are_learned_as_well_as_shares(run: Callable, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(500, 2, generator=generator)
+    prices = (2e5 * inputs[:, 0] + 1e5 * inputs[:, 1] + 2e5).tolist()
+    lines = [
+        f"{100 * a:.2f},{2000 + 20 * b:.0f},{price:.0f}" for (a, b), price in zip(inputs.tolist(), prices, strict=True)
+    ]
+    (tmp_path / "houses.csv").write_text("\n".join(["size,year,price", *lines]) + "\n")
+    words = ("--dataset", "csv_data", "--data.file", "houses.csv", "--model_name", "mlp", "--monitor", "val_mae")
+    outcome = run(*words)
+    assert outcome.code == 0, outcome.err
+    assert outcome.metrics["test_r2"] > 0.8 and outcome.metrics["test_mae"] < 40_000
+    # Loss in deviations, metrics and predictions in the units of the table.
+    assert outcome.metrics["test_loss"] < 1
+    assert run("test", "--ckpt_path", "best").metrics["test_mae"] == outcome.metrics["test_mae"]
+    assert run("predict", "--ckpt_path", "best").code == 0
+    values = [float(row["value"]) for row in rows(tmp_path / "logs/mlp/version_0/predictions.csv")]
+    assert 1e5 < min(values) < max(values) < 6e5
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"), [("NLLLoss", "give CrossEntropyLoss"), ("MSELoss", "they need one shape")]
+)
+def test_a_loss_that_would_train_nonsense_is_refused(loss: str, message: str, run: Callable) -> None:
+    outcome = run("--loss", loss, "--batch_size", "10")
+    assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1

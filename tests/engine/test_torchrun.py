@@ -123,6 +123,6 @@ def test_a_failure_of_one_process_ends_both(folder: Path) -> None:
 
 
 def test_more_devices_than_processes_raise_with_the_command() -> None:
-    with pytest.raises(engine.MisconfigurationException, match="torchrun --nproc-per-node 2 main.py"):
+    with pytest.raises(engine.MisconfigurationException, match="torchrun --nproc-per-node 2 -- main.py"):
         trainer(devices=2)
     assert trainer(devices=1) and trainer(devices="auto")

@@ -26,7 +26,7 @@ class DInterface(engine.DataModule):
     Args:
         dataset: Dataset for everything: a file in data/. Default: standard_data.
         train_dataset: Dataset to train on instead.
-        val_datasets: Datasets to validate on instead.
+        val_datasets: Datasets to validate on instead; also as --eval_datasets.
         test_datasets: Datasets to test on instead.
         batch_size: Samples in a batch.
         num_workers: Processes that read data. Default: none if that is fast enough, else one for each CPU, at most 8.
@@ -90,6 +90,8 @@ class DInterface(engine.DataModule):
         missing = [split for split in NEEDED[stage] if split not in self.sets]
         for split in missing:
             self.sets[split] = {name: self._split(name, split) for name in self.names[split]}
+        if not missing:
+            return
         # Looking at samples must not change what is drawn at random afterwards.
         with same_randomness():
             check_sets(self.sets)

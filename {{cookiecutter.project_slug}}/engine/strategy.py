@@ -88,5 +88,5 @@ def check_devices(devices: int | str, strategy: str) -> None:
     if devices != local:
         raise MisconfigurationException(
             f"devices={devices}, but {local} process{'es were' if local > 1 else ' was'} started on this machine; "
-            f"run: torchrun --nproc-per-node {devices} main.py ..."
+            f"run: torchrun --nproc-per-node {devices} -- main.py ..."
         )
