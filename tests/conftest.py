@@ -28,6 +28,9 @@ os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(CACHES / "hypothesis")
 os.environ["RUFF_CACHE_DIR"] = str(CACHES / "ruff")
 os.environ["MYPY_CACHE_DIR"] = str(CACHES / "mypy")
 
+# Nets in tests are tiny: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 sys.path.insert(0, str(ROOT / TEMPLATE))  # so that `import engine` finds the one in the template
 
 

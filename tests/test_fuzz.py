@@ -292,7 +292,7 @@ def write_files() -> None:
 
 
 @pytest.mark.parametrize("related", RELATED, ids=["schedules", "splits", "losses and metrics", "optimizers"])
-@examples(40)
+@examples(30)
 @given(draw=st.data())
 def test_flags_that_have_to_do_with_each_other(
     related: dict[str, list[str]], draw: st.DataObject, attempt: Callable
@@ -337,7 +337,7 @@ RAW += [
 ]
 
 
-@examples(120)
+@examples(100)
 @given(
     contents=st.lists(
         MAPPING.map(lambda m: yaml.safe_dump(m, allow_unicode=True).encode("utf-8", "surrogatepass"))

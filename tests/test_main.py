@@ -173,7 +173,10 @@ WRONG = {
     "missing checkpoint in a config": (["--config", "ckpt.yaml"], "checkpoint none.ckpt does not exist"),
     "a run name that leads elsewhere": (["--run_name", "../x"], "--run_name '../x': give the name of a folder"),
     "no experiment name": (["--experiment", ""], "--experiment '': give the name of a folder"),
-    "patience without validation": (["--patience", "2", "--limit_val_batches", "0"], "--patience needs validation"),
+    "patience without validation": (
+        ["--patience", "2", "--limit_val_batches", "0"],
+        "--patience and --lr_schedule plateau need validation",
+    ),
     "a net that torch refuses": (["--model.width", "-3"], "net standard_net: RuntimeError: .*standard_net.py"),
     "code in a config": (["--config", "code.yaml"], "config code.yaml cannot be read"),
     "missing checkpoint": (["test", "--ckpt_path", "none.ckpt"], "checkpoint none.ckpt does not exist"),

@@ -254,9 +254,9 @@ WRONG = {
     "a fraction too small": (["--val_fraction", "0.0001"], "split val is empty"),
     "a missing split file": (["--split_file", "no.csv"], "no.csv cannot be read"),
     "an unknown set among several": (["--val_datasets", "standard_data", "standart"], "no dataset of that name"),
-    "balanced sampling of all folds with a checkpoint": (
+    "all folds from a checkpoint": (
         ["--fold", "all", "--num_folds", "2", "--ckpt_path", "x"],
-        "x",
+        "--fold all starts anew",
     ),
     "an argument no set takes": (["--data.size", "3"], "--data.size: there is no such argument"),
     "a seed of splits below 0": (["--split_seed", "-1"], "split_seed=-1"),

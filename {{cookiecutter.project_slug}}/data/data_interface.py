@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import engine
-from utils.registry import accepts, build_dataset, own_splits
+from utils.registry import accepts, build_dataset, load_class, own_splits
 from utils.samples import check_sets, class_per_sample, innermost, plain, same_randomness
 from utils.splits import carve, check_options
 
@@ -82,7 +82,7 @@ class DInterface(engine.DataModule):
         """Download what is not there yet, on one process of each machine."""
         if self.data.get("download"):
             for name in {name for names in self.names.values() for name in names if accepts(name, "download")}:
-                for split in ("train", "test"):
+                for split in getattr(load_class("data", name), "splits", ("train", "val", "test")):
                     build_dataset(name, split, self.data)
 
     def setup(self, stage: str) -> None:
@@ -166,7 +166,8 @@ class DInterface(engine.DataModule):
 
 def _workers_for(dataset: Dataset[Any], batch_size: int) -> int:
     """Number of processes to read with: none where a batch is read quickly."""
-    read = getattr(dataset, "__getitems__", None) or (lambda indices: [dataset[index] for index in indices])
+    source = plain(dataset)
+    read = getattr(source, "__getitems__", None) or (lambda indices: [source[index] for index in indices])
     read([0])  # the first may open files
     indices = list(range(min(8, len(dataset))))  # type: ignore[arg-type]
     begin = time.perf_counter()

@@ -134,7 +134,7 @@ def check_arguments(t: Trainer) -> None:
     """
     for name, least in LEAST.items():
         value = getattr(t, name)
-        if type(value) is not int or value < least:
+        if type(value) is not int or not least <= value < 2**63:
             raise MisconfigurationException(f"{name}={value!r} makes no sense; give a whole number from {least}")
     for name, limit in t.limits.items():
         if type(limit) not in (int, float) or not 0 <= limit <= (1.0 if type(limit) is float else limit):
@@ -142,7 +142,7 @@ def check_arguments(t: Trainer) -> None:
                 f"limit_{name}_batches={limit!r} makes no sense; give a number of batches, or a share from 0.0 to 1.0"
             )
     clip = t.gradient_clip_val
-    if clip is not None and not (isinstance(clip, int | float) and clip >= 0):
+    if clip is not None and not (isinstance(clip, int | float) and 0 <= clip < 3e38):
         raise MisconfigurationException(f"gradient_clip_val={clip!r}; give a number from 0, or none")
     if t.gradient_clip_algorithm not in ("norm", "value"):
         raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")

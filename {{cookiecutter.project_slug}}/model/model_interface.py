@@ -29,7 +29,7 @@ class MInterface(engine.Module):
         model_name: Name of the net: a file in model/.
         task: What is learned; sequence: the next token at each position. Default: what the dataset says, or multiclass.
         loss: Losses of torch.nn. Default: the task's usual one.
-        loss_args: Arguments of the loss, such as {reduction: sum}; with several losses by loss.
+        loss_args: Arguments of the loss, such as {label_smoothing: 0.1}; with several losses by loss.
         loss_weights: Weight of each loss in the sum. Default: 1.
         label_smoothing: Share of a label that is spread over all classes, in training.
         mixup: Blend pairs of images; parameter of the beta distribution, such as 0.2 (0: off).
@@ -95,10 +95,11 @@ class MInterface(engine.Module):
         given = self.hparams
         tell = getattr(getattr(self._trainer, "datamodule", None), "tell", lambda attribute: None)
         given["task"] = given["task"] or tell("task") or "multiclass"
-        given["class_names"] = tell("class_names")
+        given["class_names"] = tell("class_names") or given.get("class_names")
         self.net = build_net(given["model_name"], given["model"], given["task"], tell)
         self.num_outputs = given["model"].get("num_classes")
-        self.loss = self.configure_loss()
+        self.loss, metrics = self.configure_loss(), self.configure_metrics()
+        self.metrics = metrics if isinstance(metrics, MetricCollection) else MetricCollection(metrics)
         self.scale = TargetScale(given["task"], getattr(self._trainer, "datamodule", None))
         softening = [given[name] for name in ("label_smoothing", "mixup", "cutmix")]
         self.soften = SoftLabels(given["task"], self.num_outputs, *softening)
@@ -138,13 +139,14 @@ class MInterface(engine.Module):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check the labels, while they are on the CPU."""
-        if self.hparams["task"] == "multiclass":
-            check_labels(batch, self.num_outputs)
+        if self.hparams["task"] in ("multiclass", "sequence"):
+            check_labels(batch, self.num_outputs, (self.hparams["loss_args"] or {}).get("ignore_index", -100))
         return batch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the data has the classes that were learned."""
         check_class_names(checkpoint["hyper_parameters"].get("class_names"), self.hparams.get("class_names"))
+        self.scale.take_shape(checkpoint["state_dict"])
 
     def on_train_epoch_start(self) -> None:
         """Keep the batch norms of frozen parts from learning."""
@@ -183,9 +185,7 @@ class MInterface(engine.Module):
         self._log_loss(stage, outputs, targets)
         key = f"{stage}{dataloader_idx}"
         if key not in self.set_metrics:
-            metrics = self.configure_metrics()
-            collection = metrics if isinstance(metrics, MetricCollection) else MetricCollection(metrics)
-            self.set_metrics[key] = collection.clone(prefix=f"{stage}_").to(outputs.device)
+            self.set_metrics[key] = self.metrics.clone(prefix=f"{stage}_").to(outputs.device)
         chosen: Any = self.set_metrics[key]
         with explain("a metric", outputs=outputs, targets=targets):
             chosen.update(self.scale.restore(outputs), targets)

@@ -35,6 +35,8 @@ NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "
 SECTIONS = ("model", "data")
 # Where a first run wants other values than the Trainer has.
 DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
+# What a resumed run takes from its checkpoint.
+OF_THE_OPTIMIZER = ("seed", "optimizer", "optimizer_args", "lr", "lr_scales", "weight_decay")
 ALIASES = {"eval_datasets": "val_datasets"}
 # Arguments of one run only: a config that repeats it leaves them out.
 OF_ONE_RUN = ("config", "ckpt_path", "run_name")
@@ -127,6 +129,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
     arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
     if command != "fit" and checkpoint is None:
         raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
+    if command == "fit" and saved:
+        _check_resumed(arguments, saved)
     if command == "predict" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise engine.MisconfigurationException("predict writes one file; run it without torchrun, in one process")
     watching = arguments.patience is not None or arguments.lr_schedule == "plateau"
@@ -137,6 +141,16 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
     if command != "fit" and arguments.fold == "all":
         raise engine.MisconfigurationException(f"--fold all trains; {command} takes the checkpoint of one fold")
     return command, arguments
+
+
+def _check_resumed(arguments: Namespace, saved: Mapping[str, Any]) -> None:
+    """Refuse what a resumed run would not heed: it goes on with the optimizer and the seed that it has."""
+    for name in OF_THE_OPTIMIZER:
+        if name in saved and arguments[name] != saved[name]:
+            raise engine.MisconfigurationException(
+                f"--{name} {arguments[name]}: a run goes on with its own, {saved[name]}; start a new one from its "
+                f"weights instead: --pretrained {arguments.ckpt_path}"
+            )
 
 
 def _parsed(parser: Parser, words: list[str]) -> Namespace:

@@ -32,7 +32,8 @@ class explain:  # noqa: N801
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError | ValueError | IndexError) and not isinstance(error, torch.OutOfMemoryError):
+        of_the_device = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+        if isinstance(error, RuntimeError | ValueError | IndexError) and not of_the_device:
             given = ", ".join(f"{name} {shape_of(value)}" for name, value in self.values.items())
             raise MisconfigurationException(f"{self.what} fails on {given}: {describe(error, 'model')}") from error
 
@@ -72,6 +73,7 @@ class SoftLabels:
 
     def __call__(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
         """Inputs, and targets of shape (batch, num_classes) where anything is on; (batch,) otherwise."""
+        targets = targets if targets.is_floating_point() else targets.long()
         if self.mix is not None:
             if not isinstance(inputs, Tensor) or inputs.ndim != 4:
                 raise MisconfigurationException(f"mixup and cutmix need images, not inputs {shape_of(inputs)}")
@@ -105,7 +107,8 @@ class TargetScale(nn.Module):
         columns = getattr(data, "tell", lambda attribute: None)("num_targets") or 1
         unknown = [[0.0] * columns] if columns > 1 else [0.0]
         targets = next((told for dataset in sets.values() if (told := per_sample(dataset, "targets"))), unknown)
-        values = torch.tensor(targets, dtype=torch.float64)
+        values = torch.as_tensor(targets, dtype=torch.float64)
+        values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
         deviation = values.std(dim=0, correction=0)
         self.register_buffer("mean", values.mean(dim=0).float())
         # Targets that are all the same have nothing to be scaled by.
@@ -113,11 +116,18 @@ class TargetScale(nn.Module):
 
     def forward(self, targets: Tensor) -> Tensor:
         """Targets in their units, of shape (batch,) or (batch, targets), as the loss compares them."""
-        return (targets - self.mean) / self.deviation if self.active else targets
+        # In float32 at least: autocast's halves would round prices.
+        return (targets.float() - self.mean) / self.deviation if self.active else targets
+
+    def take_shape(self, weights: dict[str, Tensor]) -> None:
+        """Make room for what a checkpoint holds, also where there is no training data to tell the shape."""
+        for name in ("mean", "deviation"):
+            if f"scale.{name}" in weights and self.active:
+                self.register_buffer(name, torch.zeros_like(weights[f"scale.{name}"], device=self.mean.device))
 
     def restore(self, outputs: Tensor) -> Tensor:
         """What the net gives in the units of the targets."""
-        return outputs * self.deviation + self.mean if self.active else outputs
+        return outputs.float() * self.deviation + self.mean if self.active else outputs
 
 
 def check_class_names(learned: list[str] | None, now: list[str] | None) -> None:
@@ -146,8 +156,13 @@ def pair(batch: Any) -> tuple[Any, Tensor]:
     )
 
 
-def check_labels(batch: Any, num_classes: int | None) -> None:
+def check_labels(batch: Any, num_classes: int | None, ignored: int = -100) -> None:
     """Refuse classes out of range, while they are on the CPU: a GPU would fail later, and not say which.
+
+    Args:
+        batch: Inputs and targets; anything else is left to the steps.
+        num_classes: Number of classes, if it is known.
+        ignored: A label that does not count.
 
     Raises:
         MisconfigurationException: A label is below 0, or num_classes or above.
@@ -158,6 +173,8 @@ def check_labels(batch: Any, num_classes: int | None) -> None:
     if targets.device.type != "cpu" or targets.is_floating_point():
         return
     least, most = (int(value) for value in torch.aminmax(targets))
+    if least < 0 or most >= num_classes:
+        least, most = (int(v) for v in torch.aminmax(torch.where(targets == ignored, 0, targets)))
     if least < 0 or most >= num_classes:
         raise MisconfigurationException(
             f"a batch has class {least if least < 0 else most}, but there are {num_classes} classes, from 0 to "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -47,6 +48,8 @@ def fit_folds(arguments: Any, fit: Callable[[Any], dict[str, float]]) -> dict[st
         if _is_first_process():
             print(f"\nfold {fold}: {fold + 1} of {arguments.num_folds}")
         results.append(fit(_with(arguments, fold=fold, run_name=f"{name}/fold_{fold}")))
+        # Trainer and module hold each other: without this the weights of a fold would stay for the next.
+        gc.collect()
     folder = Path(where["save_dir"], where["name"], name)
     return _summarize(results, None if arguments.fast_dev_run else folder)
 
@@ -67,8 +70,8 @@ def _summarize(results: list[dict[str, float]], folder: Path | None) -> dict[str
     # A value that is logged for steps and epochs is there once more under its plain name.
     names = [name for name in names if name.removesuffix("_step").removesuffix("_epoch") not in set(names) - {name}]
     values = {name: [result[name] for result in results] for name in names}
-    mean = {name: statistics.fmean(column) for name, column in values.items()}
-    spread = {name: statistics.stdev(column) for name, column in values.items()}
+    mean = {name: float(np.mean(column)) for name, column in values.items()}
+    spread = {name: float(np.std(column, ddof=1)) for name, column in values.items()}
     if _is_first_process():
         table = Table(f"{len(results)} folds", box=None, header_style="bold", pad_edge=False)
         table.add_column("mean ± std", justify="right", style="bold green")

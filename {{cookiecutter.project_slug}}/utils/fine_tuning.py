@@ -25,7 +25,7 @@ def load_pretrained(net: Any, source: str) -> list[str]:
         Names of the net's weights that stay as they are.
 
     Raises:
-        MisconfigurationException: There is no such file or name, or nothing in it fits.
+        MisconfigurationException: There is no such file or name, or less than half of the parameters fit.
     """
     if os.path.isfile(source):
         weights = _read(source)
@@ -37,11 +37,15 @@ def load_pretrained(net: Any, source: str) -> list[str]:
     else:
         raise MisconfigurationException(f"--pretrained {source}: there is no such file")
     own = net.state_dict()
+    if not own.keys() & weights.keys():
+        # Weights of torchvision, for a net that holds torchvision's.
+        weights = {f"net.{name}": value for name, value in weights.items()}
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
-    if not fitting:
+    needed = [name for name, _ in net.named_parameters()]
+    if 2 * len(fitting.keys() & set(needed)) < len(needed):
         raise MisconfigurationException(
-            f"--pretrained {source}: none of its {len(weights)} weights has the name and shape of one of this net's "
-            f"{len(own)}; it belongs to another net"
+            f"--pretrained {source}: of this net's {len(needed)} parameters only {len(fitting.keys() & set(needed))} "
+            "have the name and shape of one in it; it belongs to another net, or to one of another width"
         )
     net.load_state_dict(fitting, strict=False)
     new = [name for name in own if name not in fitting]
@@ -75,8 +79,13 @@ def freeze(net: nn.Module, parts: list[str]) -> list[nn.Module]:
         parameter.requires_grad_(any(_within(name, prefix) for prefix in prefixes) == inverted)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise MisconfigurationException(f"--freeze {' '.join(parts)}: nothing is left to train")
-    wholes = [part for part in net.modules() if list(part.parameters())]
-    return [part for part in wholes if not any(parameter.requires_grad for parameter in part.parameters())]
+    resting = []
+    for name, part in net.named_modules():
+        chosen = any(_within(name, prefix) for prefix in prefixes) != inverted
+        # A batch norm without parameters learns, too: it rests if it lies in what is frozen.
+        if chosen if not list(part.parameters()) else not any(p.requires_grad for p in part.parameters()):
+            resting.append(part)
+    return resting
 
 
 def _within(name: str, prefix: str) -> bool:

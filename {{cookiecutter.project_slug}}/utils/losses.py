@@ -115,6 +115,9 @@ def _build(name: str, arguments: Any) -> nn.Module:
             f"{UNSUITED[name]}, or override MInterface.configure_loss"
         )
     loss = from_library(nn, nn.modules.loss._Loss, name, arguments, "--loss")
+    for buffer in [name for name in TENSORS if getattr(loss, name, None) is not None]:
+        # They are arguments: a checkpoint neither brings its own nor misses them.
+        loss.register_buffer(buffer, getattr(loss, buffer), persistent=False)
     if loss.reduction not in ("mean", "sum"):
         raise MisconfigurationException(
             f"--loss {name}: reduction={loss.reduction!r} is no single number; give mean or sum"

@@ -77,6 +77,12 @@ class R2Score(torchmetrics.R2Score):
 
     tasks = ("regression",)
 
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count a batch: outputs and targets of shape (batch,) or (batch, targets)."""
+        # Squares of large numbers are subtracted from each other. MPS has no float64.
+        wide = torch.float32 if outputs.device.type == "mps" else torch.float64
+        super().update(outputs.to(wide), targets.to(wide))
+
     def compute(self) -> Tensor:
         """The score, 1 at best: a tensor of shape ()."""
         return super().compute() if self.total >= 2 else torch.full_like(self.residual.mean(), torch.nan)
@@ -121,7 +127,7 @@ class ProbabilityMetrics(MetricCollection):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:  # type: ignore[override]
         """Count a batch: outputs and targets of one shape, as `align` gives them."""
-        super().update(outputs.sigmoid(), targets.round().long())
+        super().update(outputs.float().sigmoid(), targets.round().long())
 
 
 def build_metrics(
@@ -163,7 +169,8 @@ def build_metrics(
             raise MisconfigurationException(f"--metrics {' '.join(names)}: {key} comes twice; name each metric once")
         metrics[key] = _build(task, name, arguments.get(name) or {}, num_outputs)
     collection = ProbabilityMetrics if task in ("binary", "multilabel") else MetricCollection
-    return collection(metrics)
+    # Without groups: torchmetrics makes them of metrics whose first batch happens to be equal.
+    return collection(metrics, compute_groups=False)
 
 
 def usual_mode(monitor: str) -> Literal["min", "max"]:

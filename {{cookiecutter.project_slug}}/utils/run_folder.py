@@ -52,6 +52,7 @@ class SaveRun(engine.Callback):
         folder = Path(log_dir)
         write_whole(folder / CONFIG, self.config)
         write_whole(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        (folder / "git.diff").unlink(missing_ok=True)
         if diff := _git("diff", "HEAD"):
             write_whole(folder / "git.diff", diff)
 
@@ -111,6 +112,7 @@ def find_checkpoint(wanted: str, log_dir: str, experiment: str | None, run_name:
         if other:
             raise engine.MisconfigurationException(f"--ckpt_path {wanted!r} is no file; give best, last, or a file")
         return Path(wanted)
+    _check_names({"experiment": experiment, "run_name": run_name})
     pattern = f"{experiment or '*'}/{run_name or '*'}/checkpoints/{wanted}.ckpt"
     found = [
         file
@@ -142,13 +144,7 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     Raises:
         MisconfigurationException: The new folder is there already, or its name is none.
     """
-    wanted = {"experiment": arguments.experiment, "run_name": arguments.run_name}
-    for flag, name in wanted.items():
-        # Each fold of a run has a folder within the run's.
-        if name is not None and not re.fullmatch(r"\w[\w.-]*(/fold_\d+)?", name):
-            raise engine.MisconfigurationException(
-                f"--{flag} {name!r}: give the name of a folder, of letters, digits, - _ and ."
-            )
+    _check_names({"experiment": arguments.experiment, "run_name": arguments.run_name})
     if not arguments.log_dir.isprintable():
         raise engine.MisconfigurationException(f"--log_dir {arguments.log_dir!r}: give the path of a folder")
     checkpoint = Path(arguments.ckpt_path) if arguments.ckpt_path else None
@@ -166,9 +162,18 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     return {"save_dir": arguments.log_dir, "name": experiment, "version": arguments.run_name}
 
 
+def _check_names(names: dict[str, str | None]) -> None:
+    for flag, name in names.items():
+        # Each fold of a run has a folder within the run's.
+        if name is not None and not re.fullmatch(r"\w[\w.-]*(/fold_\d+)?", name):
+            raise engine.MisconfigurationException(
+                f"--{flag} {name!r}: give the name of a folder, of letters, digits, - _ and ."
+            )
+
+
 def remove_unless_begun(folder: Path) -> None:
     """Remove the folder of a run that was refused before it began, if nothing is in it but this process's own logs."""
-    if (folder / CONFIG).is_file():
+    if (folder / CONFIG).is_file() or os.environ.get("RANK", "0") != "0":
         return
     for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
         events.unlink()
@@ -220,6 +225,7 @@ def write_whole(path: Path, text: str) -> Path:
 def _git(*words: str) -> str:
     try:
         root = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=10, check=True)
+        return done.stdout.decode("utf-8", errors="replace")
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -41,16 +41,18 @@ def class_per_sample(dataset: Dataset[Any]) -> list[int] | None:
     Whole numbers of any kind are classes, and so are 0.0 and 1.0.
     """
     targets = per_sample(dataset, "targets")
-    values = np.asarray(
-        [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in targets or ()]
-    )
+    try:
+        values = np.asarray([v.item() if hasattr(v, "item") and np.ndim(v) == 0 else v for v in targets or ()])
+    except (ValueError, TypeError, RuntimeError):
+        # Lists of different lengths, of a detection task, say.
+        return None
     if not values.size or values.ndim != 1 or values.dtype.kind not in "biuf":
         return None
     return values.astype(int).tolist() if values.dtype.kind in "biu" or np.isin(values, (0, 1)).all() else None
 
 
 def plain(dataset: Dataset[Any]) -> Dataset[Any]:
-    """A shallow copy that does not augment, if the dataset has the attribute `augment`."""
+    """A shallow copy to look at samples in: it does not augment, if the dataset has the attribute `augment`."""
     if isinstance(dataset, Subset):
         return Subset(plain(dataset.dataset), dataset.indices)
     if isinstance(dataset, ConcatDataset):
@@ -59,10 +61,11 @@ def plain(dataset: Dataset[Any]) -> Dataset[Any]:
 
 
 def with_augment(dataset: Dataset[Any], augment: bool | None) -> Dataset[Any]:
-    if augment is None or not hasattr(dataset, "augment"):
-        return dataset
-    copied = copy(dataset)
-    copied.augment = augment
+    """A shallow copy that augments or not; None leaves that as it is."""
+    # A copy in any case: a file that is opened at the first sample would otherwise be shared by all workers.
+    copied: Any = copy(dataset)
+    if augment is not None and hasattr(dataset, "augment"):
+        copied.augment = augment
     return copied
 
 
@@ -139,12 +142,12 @@ def _check_apart(sets: Mapping[str, Mapping[str, Dataset[Any]]]) -> None:
 
 
 def fingerprint(dataset: Dataset[Any]) -> str:
-    """Number of samples and a checksum of their order, targets and content (of 16 of them if reading takes long)."""
-    count = len(dataset)  # type: ignore[arg-type]
+    """Number of samples, and a checksum of all targets and of 64 samples."""
+    count, source = len(dataset), plain(dataset)  # type: ignore[arg-type]
     with same_randomness():
-        checksums = _checksums(dataset) or _checksums(Subset(plain(dataset), range(0, count, count // 16)))
-    targets = per_sample(dataset, "targets")
-    return f"{count} samples, {zlib.crc32(repr((checksums, targets)).encode()):08x}"
+        torch.manual_seed(0)
+        checksums = [_checksum(source, index) for index in range(0, count, max(count // 64, 1))]
+    return f"{count} samples, {zlib.crc32(repr((checksums, per_sample(dataset, 'targets'))).encode()):08x}"
 
 
 def _shared(a: Dataset[Any], b: Dataset[Any], same_dataset: bool) -> str:
@@ -165,7 +168,8 @@ def _shared(a: Dataset[Any], b: Dataset[Any], same_dataset: bool) -> str:
     if count < 2 or count != len(b) or isinstance(a, Subset) and isinstance(b, Subset):  # type: ignore[arg-type]
         return ""
     a, b = plain(a), plain(b)
-    return "all samples" if all(_equal(a[index], b[index]) for index in {0, count // 2, count - 1}) else ""
+    same = all(_checksum(a, index) == _checksum(b, index) for index in {0, count // 2, count - 1})
+    return "all samples" if same else ""
 
 
 def _checksums(dataset: Dataset[Any]) -> list[int] | None:
@@ -183,19 +187,20 @@ def _checksum(dataset: Dataset[Any], index: int) -> int:
     checksum = 0
     try:
         for value in _leaves(dataset[index]):
-            content = value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
-            checksum = zlib.crc32(content, checksum)
+            checksum = zlib.crc32(_content(value), checksum)
     except (ValueError, OSError) as error:
         raise MisconfigurationException(f"sample {index} cannot be read: {' '.join(str(error).split())}") from error
     return checksum
 
 
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.shape == b.shape and bool((a == b).all())
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return type(a) is type(b) and bool(np.all(a == b))
+def _content(value: Any) -> bytes:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, str | bytes | int | float | None):
+        return repr(value).encode()
+    # What is no array is told by its type: others may show their place in memory.
+    array = np.asarray(value)
+    return type(value).__name__.encode() if array.dtype.kind == "O" else array.tobytes()
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -185,5 +185,8 @@ def _split(
 ) -> list[list[int]]:
     subset = Subset(samples, chosen)
     classes, groups = class_per_sample(subset), per_sample(subset, "groups")
+    if classes is not None and len(set(classes)) > len(classes) / 2:
+        # These are values rather than classes: there is nothing to spread.
+        classes = None
     parts = split(len(chosen), shares, options["split_seed"], classes, groups)
     return [[chosen[index] for index in part] for part in parts]
