@@ -90,3 +90,11 @@ def test_other_data_at_test_time_keeps_what_was_saved_of_the_same(run: Callable,
     trained = run(*QUICK, "--data.augment", "false")
     tested = run("test", "--ckpt_path", "best", "--test_datasets", "standard_data")
     assert tested.metrics["test_loss"] == trained.metrics["test_loss"]
+
+
+@pytest.mark.parametrize("words", [("--lr", "0.5"), ("--seed", "9"), ("--optimizer", "SGD"), ("--weight_decay", "0.5")])
+def test_a_resumed_run_refuses_what_it_would_not_heed(words: tuple[str, str], run: Callable) -> None:
+    run(*QUICK)
+    outcome = run("--ckpt_path", "last", "--max_epochs", "3", *words)
+    assert outcome.code == 2
+    assert f"{words[0]} {words[1]}: a run goes on with its own" in outcome.err and outcome.err.count("\n") == 1

@@ -207,3 +207,24 @@ def test_perplexity_is_finite_where_the_probability_underflows() -> None:
     metric.update(torch.tensor([[0.0, 50.0], [50.0, 0.0]]), torch.tensor([0, 0]))
     assert float(metric.compute()) == pytest.approx(math.exp(25), rel=1e-5)
     assert issubclass(own.R2Score, torchmetrics.R2Score) and set(SHORT) >= set(sum(DEFAULT_METRICS.values(), []))
+
+
+def test_metrics_that_begin_alike_stay_apart() -> None:
+    arguments = {"MulticlassAccuracy": {"top_k": 2}}
+    metrics = build_metrics("multiclass", ["f1", "MulticlassAccuracy"], arguments, 3)
+    metrics.update(torch.eye(3), torch.arange(3))
+    metrics.update(torch.tensor([[0.5, 0.4, 0.1]] * 3), torch.tensor([0, 1, 2]))
+    values = metrics.compute()
+    assert float(values["multiclass_accuracy"]) > float(values["f1"]) + 0.05
+
+
+@pytest.mark.parametrize("offset", [0.0, 2e3, 1e6])
+def test_r2_does_not_depend_on_where_zero_is(offset: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(400, generator=generator).round(decimals=1)
+    outputs = targets + 0.5 * torch.randn(400, generator=generator).round(decimals=1)
+    metrics = build_metrics("regression", ["r2"], None, 1)
+    for part in range(0, 400, 50):
+        metrics.update(offset + outputs[part : part + 50], offset + targets[part : part + 50])
+    expected = 1 - ((outputs - targets) ** 2).sum() / ((targets - targets.mean()) ** 2).sum()
+    assert float(metrics.compute()["r2"]) == pytest.approx(float(expected), abs=0.03)

@@ -378,3 +378,17 @@ def test_a_last_batch_of_one_sample_is_left_out(run: Callable, tmp_path: Path) -
     (tmp_path / "table.csv").write_text("\n".join(["a,b,class", *lines]) + "\n")
     words = ("--dataset", "csv_data", "--data.file", "table.csv", "--model_name", "mlp", "--max_epochs", "1")
     assert run(*words, "--batch_size", "79").code == 0
+
+
+def test_a_file_that_is_opened_at_the_first_sample_is_opened_by_every_reader(
+    project: Path, run_in_project: Callable
+) -> None:
+    (project / "data/lazy.py").write_text(
+        "import os\n\nfrom data.standard_data import StandardData\n\n\nclass Lazy(StandardData):\n"
+        "    opened_by = None\n\n    def __getitem__(self, index):\n"
+        "        if self.opened_by is None:\n            self.opened_by = os.getpid()\n"
+        "        assert self.opened_by == os.getpid(), 'opened by another process'\n"
+        "        return super().__getitem__(index)\n"
+    )
+    outcome = run_in_project("--dataset", "lazy", "--num_workers", "2", "--max_epochs", "1")
+    assert outcome.code == 0, outcome.err

@@ -254,3 +254,23 @@ def test_prices_are_learned_as_well_as_shares(run: Callable, tmp_path: Path) -> 
 def test_a_loss_that_would_train_nonsense_is_refused(loss: str, message: str, run: Callable) -> None:
     outcome = run("--loss", loss, "--batch_size", "10")
     assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "count"), [("digit[:, None] / 9.0", 1), ("torch.stack([digit / 9.0, digit + 2000.0], 1)", 2)]
+)
+def test_targets_in_columns_are_scaled_and_come_back(
+    targets: str, count: int, project: Path, run_in_project: Callable
+) -> None:
+    text = DIGITS.format(name="Columns", task="regression", targets=targets)
+    (project / "data/columns.py").write_text(
+        text.replace('"regression"\n', f'"regression"\n    num_targets = {count}\n')
+    )
+    words = ("--dataset", "columns", "--max_epochs", "2", "--precision", "bf16-mixed", "--metrics", "mae")
+    trained = run_in_project(*words)
+    assert trained.code == 0, trained.err
+    assert run_in_project("test", "--ckpt_path", "best").metrics["test_mae"] == trained.metrics["test_mae"]
+    assert trained.metrics["test_mae"] < 3
+    from model import MInterface
+
+    MInterface.load_from_checkpoint("logs/standard_net/version_0/checkpoints/best.ckpt")
