@@ -72,23 +72,24 @@ def freeze(net: nn.Module, parts: list[str]) -> list[nn.Module]:
     prefixes = parts[1:] if inverted else parts
     names = [name for name, _ in net.named_parameters()]
     for prefix in prefixes:
-        if not any(_within(name, prefix) for name in names):
+        if not any(within(name, prefix) for name in names):
             tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
             raise MisconfigurationException(f"--freeze {prefix}: the net has no part of that name; it has {tops}")
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(any(_within(name, prefix) for prefix in prefixes) == inverted)
+        parameter.requires_grad_(any(within(name, prefix) for prefix in prefixes) == inverted)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise MisconfigurationException(f"--freeze {' '.join(parts)}: nothing is left to train")
     resting = []
     for name, part in net.named_modules():
-        chosen = any(_within(name, prefix) for prefix in prefixes) != inverted
+        chosen = any(within(name, prefix) for prefix in prefixes) != inverted
         # A batch norm without parameters learns, too: it rests if it lies in what is frozen.
         if chosen if not list(part.parameters()) else not any(p.requires_grad for p in part.parameters()):
             resting.append(part)
     return resting
 
 
-def _within(name: str, prefix: str) -> bool:
+def within(name: str, prefix: str) -> bool:
+    """Whether a parameter is the one of that name, or lies in the part of that name."""
     return name == prefix or name.startswith(f"{prefix}.")
 
 

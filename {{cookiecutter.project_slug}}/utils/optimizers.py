@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from engine import MisconfigurationException
+from utils.fine_tuning import within
 from utils.registry import construct, from_library, pick
 
 UNSUPPORTED = {
@@ -91,7 +92,7 @@ def _parameter_groups(
     """A group for each pair of a learning rate and a weight decay."""
     names = [name for name, _ in net.named_parameters()]
     for prefix, scale in scales.items():
-        if not any(_begins(name, prefix) for name in names):
+        if not any(within(name, prefix) for name in names):
             raise MisconfigurationException(
                 f"--lr_scales {prefix}: no parameter of the net begins so; its parts are: {', '.join(_parts(names))}"
             )
@@ -103,7 +104,7 @@ def _parameter_groups(
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            longest = max((prefix for prefix in scales if _begins(name, prefix)), key=len, default=None)
+            longest = max((prefix for prefix in scales if within(name, prefix)), key=len, default=None)
             scaled = lr if longest is None else lr * scales[longest]
             decay = weight_decay if parameter.ndim >= 2 else 0.0
             group = groups.setdefault((scaled, decay), {"params": [], "lr": scaled, "weight_decay": decay})
@@ -111,10 +112,6 @@ def _parameter_groups(
     if not groups:
         raise MisconfigurationException("no parameter of the net is to be trained: all are frozen, or there are none")
     return list(groups.values())
-
-
-def _begins(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")
 
 
 def _parts(names: list[str]) -> list[str]:

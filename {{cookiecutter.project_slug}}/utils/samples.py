@@ -80,10 +80,12 @@ def innermost(dataset: Dataset[Any]) -> Dataset[Any]:
 def same_randomness() -> Iterator[None]:
     """Samples that are looked at within do not change what is drawn at random afterwards."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def check_sets(sets: Mapping[str, Mapping[str, Dataset[Any]]]) -> None:
