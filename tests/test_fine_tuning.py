@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
-from torchvision.io import write_png
 from utils.fine_tuning import freeze, load_pretrained
 
 DIGITS = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}/data/digits.npz"
@@ -26,8 +26,8 @@ def pictures(tmp_path: Path) -> Path:
     for number in np.flatnonzero(labels < 5)[:400]:
         file = tmp_path / "pictures" / names[labels[number]] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        image = torch.from_numpy(images[number].astype("float32")).mul(255 / 16).byte()
-        write_png(image.unsqueeze(0).expand(3, -1, -1).contiguous(), str(file))
+        image = (images[number].astype("float32") * (255 / 16)).astype("uint8")
+        Image.fromarray(image).convert("RGB").save(file)
     return tmp_path / "pictures"
 
 

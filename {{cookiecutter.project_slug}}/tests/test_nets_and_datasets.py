@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import default_collate
-from torchvision.io import write_png
 
 import engine
 from data import DInterface
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(40):
         picture = folder / "pictures" / ("cat", "dog")[number % 2] / f"{number}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        write_png(torch.randint(256, (3, 20, 24), dtype=torch.uint8), str(picture))
+        Image.fromarray(torch.randint(256, (20, 24, 3), dtype=torch.uint8).numpy()).save(picture)
     with (folder / "table.csv").open("w", newline="") as file:
         rows = [[number, number % 7, ("low", "high")[number % 2]] for number in range(40)]
         csv.writer(file).writerows([["a", "b", "class"], *rows])
