@@ -55,6 +55,8 @@ def test_every_command_that_the_readme_shows_is_understood(project: Path, run_in
     net = (project / "model/standard_net.py").read_text().replace("StandardNet", "MyNet")
     (project / "model/my_net.py").write_text(net)
     assert run_in_project("--max_epochs", "1", "--limit_train_batches", "1").code == 0
+    from data import DInterface
+    from model import MInterface
     from utils.arguments import parse
 
     readme = (project / "README.md").read_text(encoding="utf-8")
@@ -63,7 +65,7 @@ def test_every_command_that_the_readme_shows_is_understood(project: Path, run_in
     for command in commands:
         words = command.split()
         if "--help" not in words:
-            parse(words)
+            parse(words, (DInterface, MInterface))
 
 
 def test_bad_input_raises_system_exit_in_python_too(run: Callable) -> None:

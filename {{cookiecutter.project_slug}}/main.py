@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         --fold all their means, and deviations under names that end in _std.
     """
     try:
-        command, arguments = parse(sys.argv[1:] if argv is None else argv)
+        command, arguments = parse(sys.argv[1:] if argv is None else argv, (DInterface, MInterface))
         if arguments.fold == "all":
             return fit_folds(arguments, lambda one: run("fit", one))
         return run(command, arguments)

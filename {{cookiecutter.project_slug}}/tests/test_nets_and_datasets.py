@@ -67,7 +67,7 @@ def words_for(flag: str, name: str, folder: Path) -> list[str]:
 
 def built(words: list[str]) -> tuple[MInterface, DInterface]:
     """Model and data, after one batch of each kind."""
-    _, arguments = parse([*words, "--batch_size", "8", "--enable_progress_bar", "false"])
+    _, arguments = parse([*words, "--batch_size", "8", "--enable_progress_bar", "false"], (DInterface, MInterface))
     data = DInterface(**constructor_arguments(DInterface, arguments))
     model = MInterface(**constructor_arguments(MInterface, arguments))
     engine.Trainer(fast_dev_run=True, accelerator="cpu", enable_model_summary=False).fit(model, datamodule=data)

@@ -23,12 +23,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import engine
-from data import DInterface
-from model import MInterface
 from utils.flag_types import is_list, is_plain, metavar, spell, without_any
 from utils.registry import OFFERED, load_class
 from utils.run_folder import ENVIRONMENT, find_checkpoint, saved_config
 
+Interfaces = tuple[type[Any], type[Any]]
 COMMANDS = ("fit", "validate", "test", "predict")
 # Decided by main.py, or of no use on a command line.
 NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
@@ -91,11 +90,12 @@ def exit_with(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
+def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     """Read the command line.
 
     Args:
         argv: Its words, without the program's name.
+        interfaces: DInterface and MInterface, whose arguments are flags.
 
     Returns:
         The command and the arguments; `repeats` among these is the folder of the run whose config was given, or None.
@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Namespace]:
         checkpoint = find_checkpoint(str(given["ckpt_path"]), str(given.get("log_dir", "logs")), **where)
         saved = _read(config) if (config := saved_config(checkpoint)) is not None else {}
     net, datasets = _names({**saved, **given})
-    parser = _full_parser(net, datasets)
+    parser = _full_parser(net, datasets, interfaces)
     kept = _without_foreign(saved, net, datasets)
     words = [word for config in (kept, *configs) if config for word in ("--config", yaml.safe_dump(config))]
     words += [f"--{name}={_word(value)}" for name, value in flags.items()]
@@ -270,7 +270,8 @@ def _first_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _full_parser(model_name: str, datasets: list[str]) -> Parser:
+def _full_parser(model_name: str, datasets: list[str], interfaces: Interfaces) -> Parser:
+    data_interface, model_interface = interfaces
     net = load_class("model", model_name)
     parser = Parser(
         prog="main.py",
@@ -297,10 +298,10 @@ def _full_parser(model_name: str, datasets: list[str]) -> Parser:
     )
     run.add_argument("--patience", type=int | None, metavar="N", help="stop after so many epochs without improvement")
     _add_constructor(parser.add_argument_group("training"), engine.Trainer, "")
-    _add_constructor(parser.add_argument_group("model"), MInterface, "")
+    _add_constructor(parser.add_argument_group("model"), model_interface, "")
     told = dict.fromkeys(OFFERED, "what the dataset says")
     _add_constructor(parser.add_argument_group(f"net {net.__name__}"), net, "model.", later=told)
-    _add_constructor(parser.add_argument_group("data"), DInterface, "")
+    _add_constructor(parser.add_argument_group("data"), data_interface, "")
     takes = {name: set(inspect.signature(load_class("data", name)).parameters) for name in datasets}
     shared = {a for name, own in takes.items() for a in own if any(a in takes[n] for n in takes if n != name)}
     known = {"split"}
