@@ -24,7 +24,8 @@ from toy import Net, Steps, fit, loader, same_bits, trainer, weights
 WEIGHTS_ONLY = {
     *("format", "epoch", "global_step", "state_dict", "hyper_parameters", "datamodule_hyper_parameters", "env"),
 }
-TRAINING = {"optimizer_states", "lr_schedulers", "precision", "callbacks", "datamodule", "state", "rng"}
+TRAINING = {"optimizer_states", "lr_schedulers", "precision", "gradients", "callbacks", "datamodule", "state", "order"}
+TRAINING |= {"meters", "metrics", "evaluation_steps", "loggers", "rng", "loaders"}
 
 
 @pytest.fixture
@@ -48,8 +49,9 @@ def test_the_keys_are_those_of_the_documented_schema(saved: Path) -> None:
     content = torch.load(saved, weights_only=True)
     assert set(content) == WEIGHTS_ONLY | TRAINING
     assert all(key in (checkpoint.__doc__ or "") for key in content)
-    assert (content["format"], content["epoch"], content["global_step"]) == (1, 1, 4)
-    assert content["state"] == {"seed": 1, "epoch": 1, "batches_done": 0, "global_step": 4}
+    assert (content["format"], content["epoch"], content["global_step"]) == (2, 1, 4)
+    position = {"seed": 1, "epoch": 1, "batches_done": 0, "global_step": 4}
+    assert content["state"] == position | dict.fromkeys(("step_open", "validated", "epoch_over", "should_stop"), False)
     assert content["hyper_parameters"] == {"lr": 0.1}
     assert set(content["env"]) == {"torch", "python", "world_size"}
     assert set(content["state_dict"]) == {"net.weight", "net.bias"}

@@ -13,7 +13,9 @@ import engine
 import numpy as np
 import pytest
 import torch
-from engine.data import EpochSampler, prepare_loader, start_epoch
+from engine.data import prepare_loader
+from engine.reading import start_epoch
+from engine.samples import EpochSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, WeightedRandomSampler

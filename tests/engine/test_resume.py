@@ -191,14 +191,6 @@ def test_resuming_at_the_last_epoch_trains_no_more() -> None:
     assert weights(model).equal(weights(first.module))
 
 
-def test_a_checkpoint_from_within_an_epoch_is_refused_on_resume() -> None:
-    part = trainer(max_epochs=3, max_steps=6)
-    part.fit(Net(), loader())
-    part.save_checkpoint("a.ckpt")
-    with pytest.raises(engine.MisconfigurationException, match="within epoch 1, after 2 batches.*end of an epoch only"):
-        trainer().fit(Net(), loader(), ckpt_path="a.ckpt")
-
-
 def test_other_optimization_than_saved_is_refused() -> None:
     class Schedulerless(Deep):
         def configure_optimizers(self) -> Any:

@@ -12,7 +12,8 @@ import engine
 import numpy as np
 import pytest
 import torch
-from engine.data import prepare_loader, start_epoch
+from engine.data import prepare_loader
+from engine.reading import start_epoch
 from engine.samples import SeededDataset
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 from toy import Net, fit, loader, same_bits, weights

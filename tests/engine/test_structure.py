@@ -18,9 +18,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up; a module imports at run time from lower layers only, so there are no cycles.
 LAYERS = [
     {"exceptions", "distributed", "hooks"},
-    {"seed", "callback", "metrics", "precision", "strategy", "loggers"},
-    {"samples", "checkpoint", "optim"},
-    {"data", "module"},
+    {"seed", "callback", "checkpoint", "metrics", "precision", "signals", "strategy", "loggers"},
+    {"faults", "samples", "optim"},
+    {"reading", "module"},
+    {"data", "resume"},
     {"callbacks.early_stopping", "callbacks.learning_rate_monitor", "callbacks.terminal"},
     {"callbacks.model_checkpoint"},
     {"callbacks"},

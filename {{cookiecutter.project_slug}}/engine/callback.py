@@ -41,130 +41,79 @@ class Callback:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
 
-    def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
-        """A stage begins: "fit", "validate", "test" or "predict"."""
+    # A stage begins or is over: "fit", "validate", "test" or "predict". After an error or Ctrl-C, too: first
+    # on_exception, then teardown.
+    def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None: ...
+    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None: ...
+    def on_exception(self, trainer: Trainer, pl_module: Module, exception: BaseException) -> None: ...
 
-    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
-        """A stage is over, also after an error."""
+    # A checkpoint is about to be written (add primitives and tensors to it), or was read: the weights are restored, the
+    # state of this callback comes next.
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None: ...
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None: ...
 
-    def on_exception(self, trainer: Trainer, pl_module: Module, exception: BaseException) -> None:
-        """The run ends with an error or with Ctrl-C."""
+    # Model and optimizers are ready, later all is over. In between, a few validation batches are run to find mistakes.
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: Module) -> None: ...
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written; add to it what you like (primitives and tensors)."""
+    # The first epoch starts, the last is over; every epoch starts, and is over with its validation. A run that goes on
+    # within an epoch does not start that epoch again.
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None: ...
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint was read, the weights are restored; the state of this callback comes next."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Model and optimizers are ready."""
-
-    def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Training is over."""
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """A few validation batches are about to run, to find mistakes before the first epoch."""
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """The sanity check is over; its metrics are gone."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """The first epoch is about to start."""
-
-    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """The last epoch is over."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """An epoch starts."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """An epoch is over, its validation included."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int) -> None:
-        """A training batch lies on the device."""
-
+    # A training batch lies on the device, and is done: outputs["loss"] is detached and divided by the accumulation.
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int) -> None: ...
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
-        """A training batch is done; `outputs["loss"]` is detached and divided by the accumulation."""
+    ) -> None: ...
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: Module, optimizer: Optimizer) -> None:
-        """Gradients are about to be cleared."""
+    # Within it: gradients are about to be cleared; the loss is about to be differentiated (divided by the accumulation,
+    # scaled under fp16); gradients are there (still scaled); they are unscaled, and not yet clipped.
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: Module, optimizer: Optimizer) -> None: ...
+    def on_before_backward(self, trainer: Trainer, pl_module: Module, loss: Tensor) -> None: ...
+    def on_after_backward(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Module, optimizer: Optimizer) -> None: ...
 
-    def on_before_backward(self, trainer: Trainer, pl_module: Module, loss: Tensor) -> None:
-        """The loss is about to be differentiated (divided by the accumulation, scaled under fp16)."""
-
-    def on_after_backward(self, trainer: Trainer, pl_module: Module) -> None:
-        """Gradients are there (still scaled under fp16)."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Module, optimizer: Optimizer) -> None:
-        """Gradients are unscaled and not yet clipped."""
-
-    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Validation starts."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Validation is over, its metrics are known."""
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """The validation sets are about to be read."""
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """The validation sets are read; the last moment to log."""
-
+    # Validation, within fit or on its own: on_validation_epoch_end is the last moment to log, on_validation_end knows
+    # the metrics. The outputs of a batch are what validation_step returned.
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Module) -> None: ...
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """A validation batch lies on the device."""
-
+    ) -> None: ...
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """A validation batch is done; `outputs` is what `validation_step` returned."""
+    ) -> None: ...
 
-    def on_test_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Testing starts."""
-
-    def on_test_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Testing is over, its metrics are known."""
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """The test sets are about to be read."""
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """The test sets are read; the last moment to log."""
-
+    # Testing, at the same moments.
+    def on_test_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_test_end(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Module) -> None: ...
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """A test batch lies on the device."""
-
+    ) -> None: ...
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """A test batch is done; `outputs` is what `test_step` returned."""
+    ) -> None: ...
 
-    def on_predict_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Prediction starts."""
-
-    def on_predict_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Prediction is over."""
-
-    def on_predict_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """The sets to predict are about to be read."""
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """The sets to predict are read."""
-
+    # Prediction, at the same moments; the outputs are still on the device.
+    def on_predict_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_predict_end(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: Module) -> None: ...
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: Module) -> None: ...
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """A batch to predict lies on the device."""
-
+    ) -> None: ...
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """A batch is predicted; `outputs` is what `predict_step` returned, still on the device."""
+    ) -> None: ...
 
 
 P = ParamSpec("P")

@@ -1,6 +1,6 @@
-"""Checkpoints: one dictionary of primitives and tensors, in one file that is whole or not there.
+"""Checkpoint files: one dictionary of primitives and tensors, in one file that is whole or not there.
 
-Schema (`format` 1). Keys shared with Lightning keep its spelling.
+Schema (`format` 2); `engine.resume` fills it. Keys shared with Lightning keep its spelling.
 
     format                      int: version of this schema
     epoch                       int: epoch in which it was saved, from 0
@@ -15,10 +15,16 @@ and, unless only weights were asked for:
     optimizer_states            [dict]: one state_dict() per optimizer
     lr_schedulers               [dict]: one state_dict() per scheduler
     precision                   dict: state of the loss scale under fp16
+    gradients                   {name: Tensor}: within a window of accumulated gradients, those so far
     callbacks                   {state_key: dict}
     datamodule                  dict: what the data module's state_dict() gave
-    state                       {seed, epoch, batches_done, global_step}: where training goes on
-    rng                         [dict]: state of all random number generators, one per process
+    state                       dict: where training goes on, the fields of engine.loops.TrainState
+    order                       dict: what the order of samples within an epoch depends on
+    meters                      dict: running values of self.log
+    metrics                     {name: {values, updates}}: states of torchmetrics objects in the module
+    evaluation_steps            [[stage, loader, int]]: how often evaluations have logged single steps
+    loggers                     [dict or None]: how far each logger had come
+    rng, loaders                [dict]: random number generators, and train loaders that keep a state: one per process
 
 Hooks may add keys of their own. Since there is nothing but plain data inside, reading needs no trust
 (`torch.load(weights_only=True)`).
@@ -29,28 +35,27 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import platform
 import shutil
+import threading
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine import distributed
 from engine.exceptions import MisconfigurationException
-from engine.seed import capture_rng
 
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
-
-FORMAT = 1
-RESUMABLE = {"optimizer_states": list, "lr_schedulers": list, "precision": dict, "callbacks": dict}
-RESUMABLE |= {"datamodule": dict, "state": dict, "rng": list}
+FORMAT = 2
 Checkpoint = dict[str, Any]
+# Bounds of what a file may hold: a few bytes can stand for objects that fill any memory.
+DEEPEST, LARGEST = 50, 5_000_000
+# Bytes that tensors may take in memory for each byte of their file, since views repeat what is stored once.
+EXPANSION, ALWAYS_ALLOWED = 64, 2**28
+# Behind the name of a file that is being written.
+TEMPORARY = ".tmp"
 
 
 def plain(value: Any, name: str) -> Any:
@@ -73,41 +78,60 @@ def plain(value: Any, name: str) -> Any:
     raise MisconfigurationException(f"{name} is a {type(value).__name__}; save primitives and tensors only")
 
 
-def save(checkpoint: Checkpoint, path: Path) -> None:
+def plain_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint in which everything but the weights, which are tensors anyway, went through `plain`."""
+    weights = {"state_dict": checkpoint["state_dict"]} if "state_dict" in checkpoint else {}
+    return {key: plain(value, key) for key, value in checkpoint.items() if key not in weights} | weights
+
+
+def save(checkpoint: Checkpoint, path: Path, keep: tuple[Path, Path] | None = None) -> None:
     """Write a checkpoint so that `path` holds the old file or the new one, never a part of it.
 
     A temporary file in the same folder is written, flushed to disk and renamed over `path`.
+
+    Args:
+        checkpoint: What to write.
+        path: Where.
+        keep: A file that may be replaced, and the name under which it is kept.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written; the old file stands.
         MisconfigurationException: The dictionary holds objects that could not be read back safely.
     """
-    weights = {"state_dict": checkpoint["state_dict"]} if "state_dict" in checkpoint else {}
-    checkpoint = {key: plain(value, key) for key, value in checkpoint.items() if key not in weights} | weights
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    checkpoint = plain_checkpoint(checkpoint)
+    temporary = path.with_name(f"{path.name}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and keep[0].is_file():
+            link(*keep)
         _commit(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError | RuntimeError):
+            # torch reports a disk that fills up as a RuntimeError without a reason.
+            error.add_note(f"the checkpoint {path} could not be written; those written before it stand")
         raise
 
 
 def link(source: Path, path: Path) -> None:
     """Make `path` the same file as `source`, at once and without copying its bytes where the disk allows."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}{TEMPORARY}")
     try:
-        os.link(source, temporary)
-    except OSError:
-        # Some file systems have no hard links.
-        shutil.copyfile(source, temporary)
-    _commit(temporary, path)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            # Some file systems have no hard links.
+            shutil.copyfile(source, temporary)
+        _commit(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _commit(temporary: Path, path: Path) -> None:
@@ -150,7 +174,24 @@ def load(path: Path) -> Checkpoint:
     foreign = any(not isinstance(parts.get(key), dict) for key in ("state_dict", "hyper_parameters"))
     if parts.get("format") != FORMAT or foreign:
         raise MisconfigurationException(f"{path} is not a checkpoint of this engine (format {FORMAT})")
+    _check_content(parts, path)
     return parts
+
+
+def _check_content(checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse a file whose few bytes stand for endless objects: lists that share their items, huge views."""
+    todo: list[tuple[Any, int]] = [(checkpoint, 0)]
+    seen, memory = 1, 0
+    allowed = max(ALWAYS_ALLOWED, EXPANSION * path.stat().st_size)
+    while todo:
+        value, depth = todo.pop()
+        if isinstance(value, Tensor):
+            memory += value.numel() * value.element_size()
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        seen += len(parts)
+        if depth > DEEPEST or seen > LARGEST or memory > allowed:
+            raise MisconfigurationException(f"checkpoint {path} stands for more than its size allows; refused")
+        todo += [(part, depth + 1) for part in parts]
 
 
 def _check_records(path: Path) -> None:
@@ -168,6 +209,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | o
     Raises:
         MisconfigurationException: Names or shapes differ.
     """
+    foreign = [name for name in weights if not isinstance(name, str) or not isinstance(weights[name], Tensor)]
+    if foreign:
+        raise MisconfigurationException(f"checkpoint {path} is damaged: {foreign[0]!r} among its weights is no tensor")
     own = module.state_dict()
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
@@ -180,115 +224,106 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | o
     text = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
     if text:
         raise MisconfigurationException(f"checkpoint {path} is of another model than this one: {text}")
-    module.load_state_dict(dict(weights))
+    with fitting(path, "state_dict"):
+        module.load_state_dict(weights)
 
 
-def capture(t: Trainer, weights_only: bool) -> Checkpoint:
-    """Everything a trainer has to save, as in the schema; every process must call this."""
-    module, datamodule, state = t.module, t.datamodule, t.state
-    captured: Checkpoint = {
-        "format": FORMAT,
-        "epoch": state.epoch,
-        "global_step": state.global_step,
-        "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
-        "datamodule_hyper_parameters": dict(datamodule.hparams) if datamodule is not None else {},
-        "env": {
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "world_size": distributed.world_size(),
-        },
-    }
-    if not weights_only:
-        captured |= {
-            "optimizer_states": [optimizer.state_dict() for optimizer in t.optimizers],
-            "lr_schedulers": [config.scheduler.state_dict() for config in t.lr_scheduler_configs],
-            "precision": t.precision_plugin.state_dict(),
-            "callbacks": {callback.state_key: callback.state_dict() for callback in t.callbacks},
-            "datamodule": datamodule.state_dict() if datamodule is not None else {},
-            "state": {
-                "seed": state.seed,
-                "epoch": state.epoch + state.epoch_over,
-                "batches_done": 0 if state.epoch_over else state.batches_done,
-                "global_step": state.global_step,
-            },
-            "rng": distributed.all_gather(capture_rng()),
-        }
-        for callback in t.callbacks:
-            callback.on_save_checkpoint(t, module, captured)
-    module.on_save_checkpoint(captured)
-    return captured
-
-
-def restore_weights(t: Trainer, path: Path | None) -> Checkpoint | None:
-    """Load the weights of the trainer's module, and what data module and callbacks keep when fitting.
-
-    Args:
-        t: The trainer.
-        path: A file; None does nothing.
-
-    Returns:
-        The whole checkpoint.
+@contextlib.contextmanager
+def fitting(path: str | os.PathLike[str], part: str) -> Iterator[None]:
+    """Around taking over a part of a checkpoint: whatever goes wrong there is the fault of the file.
 
     Raises:
-        MisconfigurationException: There is no such file, or it does not fit.
+        MisconfigurationException: The part does not fit.
     """
-    if path is None:
-        return None
-    loaded = load(path)
-    if t.stage == "fit":
-        _check_resumable(path, loaded)
-    t.module.on_load_checkpoint(loaded)
-    load_weights(t.module, loaded["state_dict"], path)
-    if t.stage == "fit":
-        if t.datamodule is not None:
-            t.datamodule.load_state_dict(loaded["datamodule"])
-        for callback in t.callbacks:
-            callback.on_load_checkpoint(t, t.module, loaded)
-            if callback.state_key in loaded["callbacks"]:
-                callback.load_state_dict(loaded["callbacks"][callback.state_key])
-    return loaded
+    try:
+        yield
+    except MisconfigurationException:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise MisconfigurationException(
+            f"checkpoint {path} does not fit this run: its {part} cannot be taken over ({reason})"
+        ) from error
 
 
-def restore_training(t: Trainer, loaded: Checkpoint) -> None:
-    """Put optimizers, schedulers, the loss scale and the position back."""
-    pairs: list[tuple[str, list[Any]]] = [
-        ("optimizer_states", t.optimizers),
-        ("lr_schedulers", [c.scheduler for c in t.lr_scheduler_configs]),
-    ]
-    for key, targets in pairs:
-        if len(loaded[key]) != len(targets):
-            raise MisconfigurationException(
-                f"the checkpoint has {len(loaded[key])} {key}, this run has {len(targets)}; resume with the same "
-                "configure_optimizers"
-            )
-        for target, saved in zip(targets, loaded[key], strict=True):
+class CheckpointWriter:
+    """Writes checkpoints one after the other, at once or, if asked to, in a thread while training goes on.
+
+    The thread writes from copies on the host, whose memory is used again for the next checkpoint. An error there is
+    raised by `check`, which every step calls.
+    """
+
+    def __init__(self, asynchronous: bool) -> None:
+        self.asynchronous = asynchronous
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+
+    def write(
+        self, checkpoint: Checkpoint, path: Path, keep: tuple[Path, Path] | None, committed: Callable[[], None]
+    ) -> None:
+        """Write a file as `save` does, then call `committed`."""
+        self.wait()
+        if not self.asynchronous:
+            save(checkpoint, path, keep)
+            committed()
+            return
+        staged = self._staged(plain_checkpoint(checkpoint))
+        ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
+
+        def work() -> None:
             try:
-                target.load_state_dict(saved)
-            except (KeyError, ValueError) as error:
-                raise MisconfigurationException(
-                    f"the saved state of {key} does not fit {type(target).__name__} ({error}); resume with the same "
-                    "configure_optimizers"
-                ) from error
-    t.precision_plugin.load_state_dict(loaded["precision"])
-    t.state = type(t.state)(**loaded["state"])
-    for logger in t.loggers:
-        if hasattr(logger, "resume_at"):
-            logger.resume_at(t.state.global_step)
+                if ready is not None:
+                    ready.synchronize()
+                save(staged, path, keep)
+                committed()
+            except BaseException as error:
+                self._error = error
 
+        self._thread = threading.Thread(target=work, name="checkpoint")
+        self._thread.start()
 
-def _check_resumable(path: Path, loaded: Checkpoint) -> None:
-    missing = [key for key in RESUMABLE if not isinstance(loaded.get(key), RESUMABLE[key])]
-    if missing:
-        raise MisconfigurationException(
-            f"checkpoint {path} holds weights only; it can be tested, not resumed (no {', '.join(missing)})"
-        )
-    done = loaded["state"]["batches_done"]
-    if done:
-        raise MisconfigurationException(
-            f"checkpoint {path} was saved within epoch {loaded['epoch']}, after {done} batches; "
-            "training can be resumed at the end of an epoch only"
-        )
+    def check(self) -> None:
+        """Raise what went wrong in the thread since the last call."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Wait until the last file is on the disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _staged(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A copy on the host; what is one tensor stays one."""
+        copies: dict[tuple[Any, ...], Tensor] = {}
+
+        def copy(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return copy_tensor(value)
+            if isinstance(value, dict):
+                copied = type(value)((key, copy(item)) for key, item in value.items())
+                # A state dict carries the versions of its modules as an attribute.
+                vars(copied).update(vars(value)) if isinstance(value, OrderedDict) else None
+                return copied
+            return type(value)(copy(item) for item in value) if isinstance(value, list | tuple) else value
+
+        def copy_tensor(value: Tensor) -> Tensor:
+            if value.layout is not torch.strided:
+                return value.detach().clone()
+            same = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            # An empty tensor has no address of its own.
+            if same not in copies or not value.numel():
+                kind = (len(copies), value.dtype, value.shape, value.device)
+                if kind not in self._buffers:
+                    self._buffers[kind] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                copies[same] = self._buffers[kind].copy_(value, non_blocking=True)
+            return copies[same]
+
+        with torch.no_grad():
+            return {key: copy(value) for key, value in checkpoint.items()}
 
 
 def _some(names: list[str], limit: int = 4) -> str:

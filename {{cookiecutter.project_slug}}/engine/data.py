@@ -5,9 +5,9 @@ Order and randomness of samples are those of `engine.samples`; reading data neve
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +23,11 @@ from torch.utils.data import (
 from engine import distributed
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
+from engine.reading import UNKNOWN, Reader, length
 from engine.samples import EpochSampler, SeededDataset
-from engine.seed import mix
 
-# A loader without length: an iterable dataset, or any iterable.
-UNKNOWN = math.inf
 # What a loader that is rebuilt has in common with the one that was given.
-KEPT = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"]
+KEPT = ["num_workers", "pin_memory", "timeout", "multiprocessing_context"]
 KEPT += ["prefetch_factor", "persistent_workers", "in_order"]
 
 
@@ -37,13 +35,13 @@ class LoaderSet(NamedTuple):
     """The loaders of one kind, prepared.
 
     Attributes:
-        loaders: The loaders.
+        readers: The loaders, ready to be read.
         counts: Batches to run of each; `UNKNOWN` for all of a loader without length.
         names: What the sets are called, if there are several and they were given as a mapping; otherwise empty.
         tags: What is put behind the names of values that are logged in steps; None for a single loader.
     """
 
-    loaders: list[Any]
+    readers: list[Reader]
     counts: list[int | float]
     names: list[str]
     tags: list[str | None]
@@ -76,24 +74,25 @@ class Loaders:
             tags: list[str | None] = [*names] or [
                 f"dataloader_idx_{n}" if len(loaders) > 1 else None for n in range(len(loaders))
             ]
-            self._ready[kind] = LoaderSet(prepared, counts, names, tags)
+            readers = [Reader(p, count) for p, count in zip(prepared, counts, strict=True)]
+            self._ready[kind] = LoaderSet(readers, counts, names, tags)
         return self._ready[kind]
 
-    def train(self) -> tuple[Any, int | float]:
-        """The train loader and its number of batches."""
-        loaders, counts, *_ = self.get("train")
-        if len(loaders) != 1:
-            raise MisconfigurationException(f"{len(loaders)} train loaders were given; give one, to fit or as its hook")
+    def train(self) -> Reader:
+        """The train loader."""
+        readers, counts, *_ = self.get("train")
+        if len(readers) != 1:
+            raise MisconfigurationException(f"{len(readers)} train loaders were given; give one, to fit or as its hook")
         if counts[0] == 0 and self._limits["train"]:
             raise MisconfigurationException("the train loader has no batch; is batch_size too large for drop_last?")
-        return loaders[0], counts[0]
+        return readers[0]
 
     def close(self) -> None:
         """End workers that were to persist; if the garbage collector finds them, each may hold it up for seconds."""
         for ready in self._ready.values():
-            for loader in ready.loaders:
-                if isinstance(loader, DataLoader):
-                    loader._iterator = None
+            for reader in ready.readers:
+                if isinstance(reader.loader, DataLoader):
+                    reader.loader._iterator = None
 
     def _request(self, kind: str) -> tuple[list[Any], list[str]]:
         loaders = self._given.get(kind)
@@ -120,7 +119,8 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
     """The same loader with our order, randomness of samples, and a generator of its own.
 
     A plain `DataLoader` of a map dataset is rebuilt with a `SeededDataset`, and with an `EpochSampler` for torch's
-    default samplers and its WeightedRandomSampler. Subclasses and iterable datasets are used as they are.
+    default samplers and its WeightedRandomSampler. Subclasses and iterable datasets are used as they are, but for
+    workers that live on when a signal reaches the whole process group.
 
     Args:
         loader: What a `*_dataloader` hook returned.
@@ -141,18 +141,39 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
         distributed.rank_zero_warn("a loader with a sampler of its own gives every process all its samples")
     if not plain:
         loader.generator = loader.generator or torch.Generator()
+        if loader.num_workers and type(loader.worker_init_fn) is not partial:
+            loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
         return loader
     batches = loader.batch_sampler
     order: dict[str, Any] = {"batch_sampler": batches}
     if batches is None or type(batches) is BatchSampler:
         order = {"sampler": sampler if own is None else own, "batch_size": getattr(batches, "batch_size", None)}
         order["drop_last"] = getattr(batches, "drop_last", False)
+    # Without batches, `collate_fn` converts single samples.
+    collate = loader.collate_fn if batches is not None else None
     return DataLoader(
-        SeededDataset(loader.dataset, seed, workers=loader.num_workers > 0),
+        SeededDataset(loader.dataset, seed, workers=loader.num_workers > 0, collate=collate),
+        collate_fn=loader.collate_fn if collate is None else _as_is,
         generator=(loader.generator if own is None else None) or torch.Generator(),
+        worker_init_fn=partial(_init_worker, loader.worker_init_fn) if loader.num_workers else None,
         **order,
         **{name: getattr(loader, name) for name in KEPT},
     )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _init_worker(own: Callable[[int], None] | None, worker_id: int) -> None:
+    """Ctrl-C, and the signals of a cluster, reach workers too: they go on, since the step is to be finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever ends a worker that hangs asks twice: when its loader is closed, and when the process exits.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if own is not None:
+        own(worker_id)
 
 
 def _epoch_sampler(loader: DataLoader[Any], seed: int, training: bool) -> EpochSampler | None:
@@ -173,22 +194,6 @@ def _epoch_sampler(loader: DataLoader[Any], seed: int, training: bool) -> EpochS
     return sampler
 
 
-def start_epoch(loader: Any, seed: int, epoch: int) -> None:
-    """Tell a loader, its dataset and its samplers which epoch comes next."""
-    if isinstance(loader, DataLoader):
-        if isinstance(loader.generator, torch.Generator):
-            loader.generator.manual_seed(mix(seed, epoch, 1, distributed.rank()))
-        # A run that goes on takes its seed from the checkpoint, perhaps after the loader was made.
-        if isinstance(loader.sampler, EpochSampler):
-            loader.sampler.seed = seed
-        if isinstance(loader.dataset, SeededDataset):
-            loader.dataset.start_epoch(seed, epoch)
-    for name in ("sampler", "batch_sampler", "dataset"):
-        set_epoch = getattr(getattr(loader, name, None), "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
-
-
 def count_batches(loader: Any, limit: int | float, name: str) -> int | float:
     """Number of batches to run: a whole limit counts batches, one from 0.0 to 1.0 is a share of them.
 
@@ -198,38 +203,13 @@ def count_batches(loader: Any, limit: int | float, name: str) -> int | float:
     Raises:
         MisconfigurationException: A share of an unknown length, or a share so small that nothing is left.
     """
-    length = _length(loader)
+    batches = length(loader)
     if isinstance(limit, int):
-        return min(limit, length)
+        return min(limit, batches)
     if limit == 1.0 or limit == 0.0:
-        return length if limit else 0
-    if length is UNKNOWN:
+        return batches if limit else 0
+    if batches is UNKNOWN:
         raise MisconfigurationException(f"{name}={limit} of a loader without length; give a whole number of batches")
-    if length and int(length * limit) == 0:
-        raise MisconfigurationException(f"{name}={limit} of {length} batches is none; give a larger share or a number")
-    return int(length * limit)
-
-
-def batches(loader: Iterable[Any], count: int | float) -> Iterator[tuple[int, Any, bool]]:
-    """Yield (number, batch, whether it is the last) for the first `count` batches.
-
-    A loader without exact length is read one batch ahead, since only its end says which batch was the last.
-    """
-    iterator = enumerate(loader if count == UNKNOWN else islice(loader, int(count)))
-    # The length of an iterable dataset is an estimate.
-    if _length(loader) != UNKNOWN and not isinstance(getattr(loader, "dataset", None), IterableDataset):
-        for index, batch in iterator:
-            yield index, batch, index + 1 == count
-        return
-    current = next(iterator, None)
-    while current is not None:
-        following = next(iterator, None)
-        yield *current, following is None
-        current = following
-
-
-def _length(loader: Any) -> int | float:
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return UNKNOWN
+    if batches and int(batches * limit) == 0:
+        raise MisconfigurationException(f"{name}={limit} of {batches} batches is none; give a larger share or a number")
+    return int(batches * limit)

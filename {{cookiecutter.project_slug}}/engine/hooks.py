@@ -115,3 +115,16 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
         names = [field.name for field in fields(batch) if field.init]
         return replace(batch, **{name: move_to_device(getattr(batch, name), device) for name in names})
     return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def find_batch_size(batch: Any) -> int | None:
+    """First dimension of the first tensor in `batch`, however nested; None where there is no tensor."""
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    if isinstance(batch, Mapping):
+        batch = batch.values()
+    elif hasattr(batch, "__dataclass_fields__"):
+        batch = vars(batch).values()
+    elif not isinstance(batch, list | tuple):
+        return None
+    return next((size for size in map(find_batch_size, batch) if size is not None), None)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine import distributed
+from engine import distributed, faults
 from engine.callback import Callback, check_hook_names, is_overridden
 from engine.data import Loaders
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
 from engine.module import DataModule, Module
+from engine.signals import StopRequest
 from engine.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -53,28 +55,43 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
         given: Loaders handed over directly, by "train", "val", "test" or "predict".
     """
     _attach(t, stage, model, datamodule, given)
-    status = "failed"
-    try:
-        _set_up(t)
-        yield
-        status = "success"
-    except BaseException as error:
-        t.call(Callback.on_exception, error)
+    failed: BaseException | None = None
+    # A stage that trains ends at a step when it is asked to; others leave signals to Python.
+    with t.stop if stage == "fit" else nullcontext():
+        try:
+            _set_up(t)
+            yield
+        except BaseException as error:
+            faults.explain(t, error)
+            failed = error
+        for step in _ending(t, stage, failed):
+            try:
+                step()
+            except BaseException as error:
+                if failed is not None:
+                    failed.add_note(f"then the tear-down failed, too: {type(error).__name__}: {error}")
+                failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def _ending(t: Trainer, stage: str, failed: BaseException | None) -> Iterator[Callable[[], Any]]:
+    """What is done at the end of a stage, each step whether those before it went well or not."""
+    if failed is not None:
+        yield from (partial(bound, t, t.module, failed) for bound in t.overrides["on_exception"])
         if t.datamodule is not None:
-            t.datamodule.on_exception(error)
+            yield partial(t.datamodule.on_exception, failed)
         # Others may wait for this process in a collective: leaving tells them.
-        distributed.destroy()
-        raise
-    finally:
-        if t.datamodule is not None:
-            t.datamodule.teardown(stage)
-        t.call(Callback.teardown, stage)
-        model.teardown(stage)
-        t.loaders.close()
-        # Lets go of DDP, which would keep the process group alive beyond its end.
-        t.strategy = Strategy(model.training_step)
-        for logger in t.loggers:
-            logger.finalize(status)
+        yield distributed.destroy
+    yield t.writer.wait
+    if t.datamodule is not None:
+        yield partial(t.datamodule.teardown, stage)
+    yield from (partial(bound, t, t.module, stage) for bound in t.overrides["teardown"])
+    yield partial(t.module.teardown, stage)
+    yield t.loaders.close
+    # Lets go of DDP, which would keep the process group alive beyond its end.
+    t.strategy = Strategy(t.module.training_step)
+    yield from (partial(logger.finalize, "success" if failed is None else "failed") for logger in t.loggers)
 
 
 def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
@@ -83,6 +100,8 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
             datamodule, given = value, {**given, name: None}
     t.stage, t.module, t.datamodule = stage, model, datamodule
     t.should_stop = t.sanity_checking = False
+    t.before_validation, t.resumed, t.losses = None, None, []
+    t.interruption, t.stop = 0, StopRequest(t.max_seconds)
     t.metrics.clear()
     if not isinstance(model, Module):
         raise MisconfigurationException(f"the model is a {type(model).__name__}; give a subclass of engine.Module")
@@ -146,3 +165,5 @@ def check_arguments(t: Trainer) -> None:
         raise MisconfigurationException(f"gradient_clip_val={clip!r}; give a number from 0, or none")
     if t.gradient_clip_algorithm not in ("norm", "value"):
         raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")
+    if t.detect_nonfinite not in ("raise", "warn", "off"):
+        raise MisconfigurationException(f"detect_nonfinite={t.detect_nonfinite!r}; give raise, warn or off")

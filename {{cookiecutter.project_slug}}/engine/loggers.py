@@ -37,7 +37,6 @@ class Logger:
         self.save_dir = str(save_dir)
         self.name = name
         self._version = version
-        self._start_step: int | None = None
 
     @property
     def version(self) -> int | str:
@@ -59,9 +58,12 @@ class Logger:
     def log_hyperparams(self, params: dict[str, Any]) -> None:
         """Record the arguments of a run."""
 
-    def resume_at(self, step: int) -> None:
-        """The run continues at `step`: what an earlier process logged at or after it no longer counts."""
-        self._start_step = step
+    def state_dict(self) -> dict[str, Any]:
+        """How far the files have come, after `save`."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there: what was logged later no longer counts. An empty state takes back everything."""
 
     def save(self) -> None:
         """Bring everything to disk."""
@@ -84,8 +86,7 @@ class TensorBoardLogger(Logger):
             from torch.utils.tensorboard import SummaryWriter
 
             make_folder(Path(self.log_dir))
-            self._writer = SummaryWriter(self.log_dir, purge_step=self._start_step)
-            self._start_step = None
+            self._writer = SummaryWriter(self.log_dir)
         return self._writer
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
@@ -104,10 +105,26 @@ class TensorBoardLogger(Logger):
             for summary in hparams_summary(flat, {}):  # type: ignore[no-untyped-call]
                 file_writer.add_summary(summary)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Bytes of each event file."""
+        return {file.name: file.stat().st_size for file in self._files()} if is_rank_zero() else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Cut the event files of this folder to the bytes they had, and remove those that came later."""
+        self.finalize("resumed")
+        for file in self._files() if is_rank_zero() else ():
+            if file.name not in state_dict:
+                file.unlink()
+            elif file.stat().st_size > int(state_dict[file.name]) >= 0:
+                os.truncate(file, int(state_dict[file.name]))
+
     def save(self) -> None:
         """Bring everything to disk."""
         if self._writer is not None:
             self._writer.flush()
+
+    def _files(self) -> list[Path]:
+        return sorted(Path(self.log_dir).glob("events.out.tfevents.*"))
 
     def finalize(self, status: str) -> None:
         """Close the file; logging again would open another one."""
@@ -121,6 +138,7 @@ class CSVLogger(Logger):
 
     _file: TextIO | None = None
     _columns: list[str]
+    _rows = 0
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Append a row."""
@@ -133,11 +151,29 @@ class CSVLogger(Logger):
         if new:
             self._rewrite([*self._columns, *new])
         csv.DictWriter(self._require_file(), self._columns, lineterminator="\n").writerow(row)
+        self._rows += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of rows."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep so many rows."""
+        if is_rank_zero() and self._path.exists():
+            self.finalize("resumed")
+            self._open(keep=int(state_dict.get("rows", 0)))
 
     def save(self) -> None:
-        """Bring everything to disk."""
+        """Bring everything to disk.
+
+        Raises:
+            FileNotFoundError: The file was removed.
+        """
         if self._file is not None:
             self._file.flush()
+            os.fsync(self._file.fileno())
+            # Writing to a file that was removed succeeds, and is lost.
+            self._path.stat()
 
     def finalize(self, status: str) -> None:
         """Close the file; logging again continues it."""
@@ -149,13 +185,10 @@ class CSVLogger(Logger):
     def _path(self) -> Path:
         return Path(self.log_dir, "metrics.csv")
 
-    def _open(self) -> None:
+    def _open(self, keep: int | None = None) -> None:
         make_folder(Path(self.log_dir))
         rows, self._columns = _read_rows(self._path)
-        if self._start_step is not None:
-            rows = [row for row in rows if float(row["step"]) < self._start_step]
-            self._start_step = None
-        self._write_all(rows)
+        self._write_all(rows[:keep])
 
     def _rewrite(self, columns: list[str]) -> None:
         self._require_file().close()
@@ -164,6 +197,7 @@ class CSVLogger(Logger):
         self._write_all(rows)
 
     def _write_all(self, rows: list[dict[str, str]]) -> None:
+        self._rows = len(rows)
         temporary = self._path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")

@@ -19,12 +19,15 @@ from torch import Tensor
 
 from engine import distributed
 from engine.callback import Callback, Hook, P
-from engine.data import batches, start_epoch
 from engine.exceptions import MisconfigurationException
+from engine.faults import check_losses, watch_loss
 from engine.hooks import move_to_device
 from engine.metrics import Meter, Scope
 from engine.optim import step_schedulers
+from engine.reading import Reader
+from engine.resume import moment
 from engine.seed import isolated_rng
+from engine.signals import NAMES, TIME, leave
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -41,6 +44,8 @@ class TrainState:
         epoch: Finished epochs.
         batches_done: Batches done in the current epoch.
         global_step: Completed optimizer steps.
+        step_open: A step is done but for what is logged of it.
+        validated: After the last batch, validation has run.
         epoch_over: The current epoch is finished but for the callbacks that monitor it.
     """
 
@@ -48,55 +53,101 @@ class TrainState:
     epoch: int = 0
     batches_done: int = 0
     global_step: int = 0
+    step_open: bool = False
+    validated: bool = False
     epoch_over: bool = False
 
 
 def fit_epochs(t: Trainer) -> None:
-    """Train until `stop_reason(t)` names a reason."""
+    """Train until `stop_reason(t)` names a reason, or somebody asks to stop."""
     t.metrics.stage, t.metrics.scope = "train", Scope.EPOCH
     call_both(t, Callback.on_train_start)
-    while stop_reason(t) is None:
+    while stop_reason(t) is None and not interrupted(t):
         train_epoch(t)
+    if interrupted(t) and not (t.interruption == TIME and stop_reason(t)):
+        preserve(t)
+        leave(t.interruption)
     t.metrics.scope = None
     call_both(t, Callback.on_train_end)
 
 
 def train_epoch(t: Trainer) -> None:
-    """Run one epoch: its batches, its validation, its end."""
-    state, metrics, module = t.state, t.metrics, t.module
-    loader, count = t.loaders.train()
-    start_epoch(loader, state.seed, state.epoch)
+    """Run one epoch, or what is left of it: its batches, its validation, its end."""
+    state, metrics = t.state, t.metrics
     metrics.scope = Scope.EPOCH
-    metrics.fresh.clear()
-    call_both(t, Callback.on_train_epoch_start)
-    skip_rest = None
-    for batch_idx, batch, t.is_last_batch in batches(loader, count):
-        skip_rest = train_batch(t, batch, batch_idx)
-        metrics.scope = None
-        # Not within a window of accumulated gradients, which would be lost.
-        stopping = ends_window(t, batch_idx) and stop_reason(t) is not None
-        due = t.is_last_batch or stopping
-        if due and not skip_rest and t.validates and (state.epoch + 1) % t.check_val_every_n_epoch == 0:
-            module.on_validation_model_zero_grad()
-            evaluate(t, "validation")
-            metrics.stage = "train"
-        if skip_rest or stopping:
-            break
-    if skip_rest is None:
-        raise MisconfigurationException(f"the train loader gave no batch in epoch {state.epoch}; check its data")
+    if state.step_open:
+        # Resumed from a checkpoint that a hook at the end of a batch saved.
+        finish_step(t)
+    if not state.batches_done:
+        metrics.fresh.clear()
+        call_both(t, Callback.on_train_epoch_start)
+    skip_rest = train_batches(t)
+    if not skip_rest and not t.interruption:
+        validate_in_fit(t)
+    if interrupted(t):
+        return
     metrics.scope = Scope.EPOCH
     call_both(t, Callback.on_train_epoch_end)
+    check_losses(t)
     t.log_metrics(_by_name(metrics.flush_epoch()), t.log_step)
     metrics.scope = None
     step_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics)
     # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
     state.epoch_over = t.is_last_batch or not step_limit_reached(t)
     # ModelCheckpoint, EarlyStopping and others that watch metrics.
-    for callback in t.callbacks:
-        if callback.monitoring:
-            callback.on_train_epoch_end(t, module)
+    t.call_monitoring(Callback.on_train_epoch_end)
     if state.epoch_over:
-        state.epoch, state.batches_done, state.epoch_over = state.epoch + 1, 0, False
+        state.epoch, state.batches_done, state.epoch_over, state.validated = state.epoch + 1, 0, False, False
+
+
+def train_batches(t: Trainer) -> bool:
+    """Run the batches of an epoch until its end, the end of the run, or an interruption.
+
+    Returns:
+        Whether the module asked to skip the rest of the epoch.
+    """
+    state = t.state
+    # An epoch that was left after its last batch has no more.
+    t.is_last_batch = bool(state.batches_done)
+    batches = t.loaders.train().epoch(state.seed, state.epoch, state.batches_done)
+    for batch_idx, batch, t.is_last_batch in batches:
+        skip_rest = train_batch(t, batch, batch_idx)
+        t.metrics.scope = None
+        t.writer.check()
+        # Not within a window of accumulated gradients, which would be lost.
+        if skip_rest or (ends_window(t, batch_idx) and (interrupted(t) or stop_reason(t) is not None)):
+            return skip_rest
+    if not state.batches_done:
+        raise MisconfigurationException(f"the train loader gave no batch in epoch {state.epoch}; check its data")
+    return False
+
+
+def validate_in_fit(t: Trainer) -> None:
+    """Validate after the batches of an epoch, if that is due and has not been done before the run was resumed."""
+    due = t.validates and (t.state.epoch + 1) % t.check_val_every_n_epoch == 0
+    if due and not t.state.validated:
+        # What is saved until the validation is over is the state before it; also if it is broken off.
+        t.before_validation = moment(t)
+        t.module.on_validation_model_zero_grad()
+        evaluate(t, "validation")
+        t.metrics.stage = "train"
+
+
+def preserve(t: Trainer) -> None:
+    """Save a run that is interrupted, as `last.ckpt` of its first ModelCheckpoint."""
+    path = None
+    if t.checkpoint_callback is not None and not t.fast_dev_run:
+        path = t.checkpoint_callback.save_last_now(t)
+    t.before_validation = None
+    if t.is_global_zero:
+        saved = f"saved {path}" if path else "nothing was saved, since checkpointing is off"
+        print(f"\n{NAMES[t.interruption]}: stopped after {t.state.global_step} steps; {saved}", flush=True)
+
+
+def interrupted(t: Trainer) -> bool:
+    """Whether somebody outside has asked to stop; to be asked by all processes at the same step."""
+    t.interruption = t.interruption or t.stop.agreed()
+    return bool(t.interruption)
 
 
 def step_limit_reached(t: Trainer) -> bool:
@@ -133,18 +184,29 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
         return True
     stepping = ends_window(t, batch_idx)
     outputs = forward_backward(t, batch, batch_idx, nullcontext() if stepping else t.strategy.no_sync())
-    state.batches_done = batch_idx + 1
+    watch_loss(t, batch_idx, outputs.get("loss"))
+    state.batches_done, state.validated = batch_idx + 1, False
     if stepping:
         optimizer_step(t, window=batch_idx % t.accumulate_grad_batches + 1)
         step_schedulers(t.lr_scheduler_configs, "step", state.global_step)
     if t.is_last_batch:
         step_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1)
+    state.step_open = stepping
     call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
     if stepping:
-        if state.global_step % t.log_every_n_steps == 0:
-            t.log_metrics(metrics.flush_step(), t.log_step)
-        step_schedulers(t.lr_scheduler_configs, "step", state.global_step, metrics)
+        finish_step(t)
+    t.call_monitoring(Callback.on_train_batch_end, outputs, batch, batch_idx)
     return False
+
+
+def finish_step(t: Trainer) -> None:
+    """Hand on what an optimizer step has logged."""
+    metrics, step = t.metrics, t.state.global_step
+    if step % t.log_every_n_steps == 0:
+        t.log_metrics(metrics.flush_step(), t.log_step)
+        check_losses(t)
+    step_schedulers(t.lr_scheduler_configs, "step", step, metrics)
+    t.state.step_open = False
 
 
 def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractContextManager[None]) -> dict[str, Any]:
@@ -217,7 +279,7 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         One dict of logged epoch values per loader; what sets with names have in common is in each.
     """
     sets = t.evaluation_loaders(stage)
-    if not sets.loaders and t.stage != "fit":
+    if not sets.readers and t.stage != "fit":
         raise MisconfigurationException(f"there is nothing to {t.stage} on; give dataloaders, or write their hook")
     if not any(sets.counts):
         return []
@@ -234,13 +296,25 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
             if outputs is not None:
                 outputs.append(kept)
         metrics.loader, metrics.scope = None, logging
-        call_both(t, getattr(Callback, f"on_{stage}_epoch_end"))
-        results = metrics.flush_epoch()
+        if broken_off(t):
+            metrics.reset(stage)
+            results = []
+        else:
+            call_both(t, getattr(Callback, f"on_{stage}_epoch_end"))
+            results = metrics.flush_epoch()
+            t.log_metrics(_by_name(results), t.log_step)
+            if t.before_validation is not None:
+                t.state.validated, t.before_validation = True, None
         metrics.scope = None
-        t.log_metrics(_by_name(results), t.log_step)
         call_both(t, getattr(Callback, f"on_{stage}_end"))
     # What is of no single loader belongs to every one.
     return [_by_name([r for r in results if r[0].loader in (None, tag)], every=True) for tag in sets.tags]
+
+
+def broken_off(t: Trainer) -> bool:
+    """Whether to leave an evaluation where it stands, since training is to stop; it is done again after a resume."""
+    # Processes have different numbers of evaluation batches, and so no step at which to agree.
+    return t.stage == "fit" and not distributed.active() and bool(t.stop.pending())
 
 
 @contextmanager
@@ -261,12 +335,13 @@ def evaluation_mode(t: Trainer, stage: str) -> Iterator[None]:
 def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]:
     """Run the batches of one loader; returns what the steps gave, if it is to be kept."""
     metrics, sets = t.metrics, t.evaluation_loaders(stage)
-    step = getattr(t.module, f"{stage}_step")
+    step, reader = getattr(t.module, f"{stage}_step"), sets.readers[index]
     start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
     scope = None if stage == "predict" else Scope.EVAL_BATCH
     kept: list[Any] = []
-    start_epoch(sets.loaders[index], t.state.seed, 0)
-    for batch_idx, batch, _ in batches(sets.loaders[index], sets.counts[index]):
+    for batch_idx, batch, _ in Reader(reader.loader, sets.counts[index]).epoch(t.state.seed, 0):
+        if broken_off(t):
+            break
         batch = t.to_device(batch, index)
         metrics.begin_batch(scope, batch)
         which = (batch_idx,) if metrics.loader is None else (batch_idx, index)

@@ -6,6 +6,7 @@ the progress bar exist only after a flush, which fetches all values in one copy:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +19,7 @@ from torchmetrics import Metric
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException
+from engine.hooks import find_batch_size
 
 Value = Tensor | float
 
@@ -112,6 +114,7 @@ class MetricStore:
         validated: Whether validation has run, so that its names are known.
         logged: Name to float as last handed to the loggers.
         progress_bar: Name to float as last shown.
+        batch: The newest batch.
     """
 
     stage: str = "train"
@@ -124,12 +127,12 @@ class MetricStore:
     validated: bool = False
     logged: dict[str, float] = field(default_factory=dict)
     progress_bar: dict[str, float] = field(default_factory=dict)
-    _batch: Any = None
+    batch: Any = None
     _batch_size: int | None = None
 
     def begin_batch(self, scope: Scope | None, batch: Any) -> None:
         """A batch starts; its size is looked up only if somebody logs a mean."""
-        self.scope, self._batch, self._batch_size = scope, batch, None
+        self.scope, self.batch, self._batch_size = scope, batch, None
         if self.loader in self.samples:
             self.samples[self.loader] += self._size()
 
@@ -205,6 +208,12 @@ class MetricStore:
         self._keep_step_values()
         return self.callback_values
 
+    def reset(self, stage: str) -> None:
+        """Forget the running values of a stage."""
+        for (of_stage, *_), meter in self.meters.items():
+            if of_stage == stage:
+                meter.reset()
+
     def clear(self) -> None:
         """Forget everything, as at the start of a run and after the sanity check."""
         for meter in self.meters.values():
@@ -212,6 +221,39 @@ class MetricStore:
         self.loader, self.scope, self.validated = None, None, False
         for container in (self.meters, self.callback_values, self.fresh, self.logged, self.progress_bar):
             container.clear()
+
+    def state_dict(self, metric_names: Mapping[int, str]) -> dict[str, Any]:
+        """All running values; `metric_names` tells by `id` what torchmetrics objects are called in the module."""
+        running = [
+            [
+                *(stage, scope.name, *key),
+                m.loader,
+                [*m.options],
+                m.last,
+                m.total,
+                m.weight,
+                metric_names.get(id(m.metric)),
+            ]
+            for (stage, scope, *key), m in self.meters.items()
+            if m.last is not None or m.total is not None or m.metric is not None
+        ]
+        kept = {name: dict(getattr(self, name)) for name in ("callback_values", "logged", "progress_bar")}
+        return {**kept, "validated": self.validated, "fresh": sorted(self.fresh), "meters": running}
+
+    def load_state_dict(self, state: dict[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned; `metrics` are the module's parts by name."""
+        for stage, scope, name, tag, loader, options, last, total, weight, metric in state["meters"]:
+            values = {"last": last, "total": total, "weight": weight, "metric": metrics.get(metric)}
+            self.meters[stage, Scope[scope], name, tag] = Meter(name, loader, LogOptions(*options), **values)
+        for name in ("callback_values", "logged", "progress_bar"):
+            getattr(self, name).update(state[name])
+        self.fresh.update(state["fresh"])
+        self.validated = state["validated"]
+
+    def nonfinite(self) -> list[str]:
+        """Names of the newest values of training steps that are NaN or infinite."""
+        newest = [(m, m.last) for (stage, *_), m in self.meters.items() if stage == "train" and m.last is not None]
+        return [meter.label("_step") for meter, number in _fetch(newest) if not math.isfinite(number)]
 
     def _keep_step_values(self) -> None:
         for (stage, *_), meter in self.meters.items():
@@ -258,21 +300,8 @@ class MetricStore:
 
     def _size(self) -> int:
         if self._batch_size is None:
-            self._batch_size = find_batch_size(self._batch) or 1
+            self._batch_size = find_batch_size(self.batch) or 1
         return self._batch_size
-
-
-def find_batch_size(batch: Any) -> int | None:
-    """First dimension of the first tensor in `batch`, however nested; None where there is no tensor."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.ndim else 1
-    if isinstance(batch, Mapping):
-        batch = batch.values()
-    elif hasattr(batch, "__dataclass_fields__"):
-        batch = vars(batch).values()
-    elif not isinstance(batch, list | tuple):
-        return None
-    return next((size for size in map(find_batch_size, batch) if size is not None), None)
 
 
 def _resolve(scope: Scope, given: LogOptions) -> LogOptions:

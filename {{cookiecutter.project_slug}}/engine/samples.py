@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler, get_worker_info
+from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler, default_collate, get_worker_info
 
 from engine import distributed
 from engine.seed import isolated_rng, mix, seed_cpu
+
+LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parent))
 
 
 class Draw(int):
@@ -49,13 +53,14 @@ class EpochSampler(Sampler[int]):
         self.seed, self.epoch = seed, 0
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.taken = size - size % self.world if even else size
+        self.skipped = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order the next `iter` gives."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, skipped: int = 0) -> None:
+        """Choose the epoch, from 0, whose order the next `iter` gives, without its first samples of this process."""
+        self.epoch, self.skipped = epoch, skipped
 
     def __iter__(self) -> Iterator[int]:
-        mine = slice(self.rank, self.taken, self.world)
+        mine = slice(self.rank + self.skipped * self.world, self.taken, self.world)
         places = range(self.size)[mine]
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         if self.weighted is not None:
@@ -67,30 +72,47 @@ class EpochSampler(Sampler[int]):
         return len(range(self.rank, self.taken, self.world))
 
 
+class Unreadable(NamedTuple):
+    """Comes in place of a batch that a worker could not read: what happened, in a line and as a traceback."""
+
+    line: str
+    details: str
+
+
 class SeededDataset(Dataset[Any]):
     """A map dataset in which the random numbers behind a sample are a function of (seed, epoch, index).
 
     Before each sample torch (on the CPU), `random` and NumPy's global generator are seeded, so that augmentation does
     not depend on the number of workers, on prefetching or on where a run was resumed. A dataset that brings
-    `__getitems__` is read through it and seeded once, from the batch's first index: a function of the batch then.
-    In the main process the global generators are put back after each batch. What `collate_fn` draws is not covered.
+    `__getitems__` is read through it and seeded once, from the batch's first index: a function of the batch then, as
+    is what `collate_fn` draws. In the main process the global generators are put back after each batch.
 
     Args:
         wrapped: The dataset; its attributes can be read and set here too.
         seed: Seed of the run.
         workers: Whether other processes read too.
+        collate: Makes a batch of the samples that `__getitems__` has read.
+
+    Raises:
+        RuntimeError: A sample cannot be read; the message has its index. A worker returns `Unreadable` instead.
     """
 
     wrapped: Any
     _now: list[int]
     _clock: Tensor
+    _reading: Any
 
-    def __init__(self, wrapped: Any, seed: int, workers: bool = False) -> None:
+    def __init__(
+        self, wrapped: Any, seed: int, workers: bool = False, collate: Callable[[Any], Any] | None = None
+    ) -> None:
         # Seed and epoch, and the same again for workers, which may outlive an epoch and see it in shared memory.
         clock = torch.tensor([seed, 0], device="cpu")
         if workers:
             clock.share_memory_()  # type: ignore[no-untyped-call]
-        self.__dict__.update(wrapped=wrapped, _now=[seed, 0], _clock=clock)
+        # A subset has `__getitems__`, whether its dataset has or not.
+        by_batch = hasattr(innermost(wrapped), "__getitems__")
+        self.__dict__.update(wrapped=wrapped, _now=[seed, 0], _clock=clock, _by_batch=by_batch)
+        self.__dict__.update(_collate=collate, _reading=None)
 
     def start_epoch(self, seed: int, epoch: int) -> None:
         """Choose the random numbers of the samples read from now on."""
@@ -101,36 +123,78 @@ class SeededDataset(Dataset[Any]):
         return len(self.wrapped)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._read([index], lambda indices: self.wrapped[indices[0]])
+        return self._read([index], single=True)
 
     def __getitems__(self, indices: list[Any]) -> Any:
-        # A subset has `__getitems__`, whether its dataset has or not.
-        source = self.wrapped
-        while type(source) is Subset:
-            source = source.dataset
-        return self._read(indices, self.wrapped.__getitems__ if hasattr(source, "__getitems__") else None)
+        return self._read(indices, single=False)
 
     def __getattr__(self, name: str) -> Any:
         # While an instance is unpickled or copied there is no `wrapped` yet.
-        if name == "wrapped" or name.startswith("__"):
+        if name in ("wrapped", "_by_batch") or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.wrapped, name, value)
 
-    def _read(self, indices: Any, read_batch: Callable[[Any], Any] | None) -> Any:
+    def _read(self, indices: list[Any], single: bool) -> Any:
         in_worker = get_worker_info() is not None
-        with nullcontext() if in_worker else isolated_rng(gpu=False):
-            stream = mix(*(self._clock.tolist() if in_worker else self._now), 2)
-            if read_batch is not None:
-                _seed_sample(stream, next(iter(indices), 0))
-                return read_batch(indices)
-            samples = []
-            for index in indices:
-                _seed_sample(stream, index)
-                samples.append(self.wrapped[index])
-            return samples
+        try:
+            with nullcontext() if in_worker else isolated_rng(gpu=False):
+                stream = mix(*(self._clock.tolist() if in_worker else self._now), 2)
+                samples = self._samples(stream, indices, by_batch=self._by_batch and not single)
+                if single or self._collate is None:
+                    return samples[0] if single else samples
+                self.__dict__["_reading"] = None
+                if self._collate is not default_collate:
+                    _seed_sample(mix(stream, 3), next(iter(indices), 0))
+                return self._collate(samples)
+        except Exception as error:
+            line = self._explain(error, indices)
+            if in_worker:
+                return Unreadable(line, traceback.format_exc())
+            raise RuntimeError(line) from error
+
+    def _samples(self, stream: int, indices: list[Any], by_batch: bool) -> Any:
+        own, samples = self.__dict__, []
+        own["_reading"] = None
+        if by_batch:
+            _seed_sample(stream, next(iter(indices), 0))
+            return self.wrapped.__getitems__(indices)
+        for index in indices:
+            own["_reading"] = index
+            _seed_sample(stream, index)
+            samples.append(self.wrapped[index])
+        return samples
+
+    def _explain(self, error: Exception, indices: list[Any]) -> str:
+        """Which sample, or which batch of samples, cannot be read, and why."""
+        name, bad = type(innermost(self.wrapped)).__name__, self._reading
+        for index in indices if bad is None else ():
+            try:
+                self.wrapped[index]
+            except Exception as fault:
+                error, bad = fault, index
+                break
+        numbers = ", ".join(str(_inner_index(self.wrapped, index)) for index in indices)
+        what = f"sample {_inner_index(self.wrapped, bad)} of {name} cannot be read"
+        what = f"samples {numbers} of {name} cannot be made a batch" if bad is None else what
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(p in f.filename for p in LIBRARIES)]
+        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        return f"{what}: {type(error).__name__}: {error}{where}"
+
+
+def innermost(dataset: Any) -> Any:
+    """The dataset behind subsets."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def _inner_index(dataset: Any, index: Any) -> Any:
+    while type(dataset) is Subset:
+        dataset, index = dataset.dataset, dataset.indices[index]
+    return index
 
 
 def _seed_sample(stream: int, index: Any) -> None:

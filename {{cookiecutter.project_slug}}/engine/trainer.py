@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -13,17 +14,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from engine import checkpoint, distributed, lifecycle, loops
+from engine import checkpoint, distributed, faults, lifecycle, loops, resume
 from engine.callback import Callback, Hook, P, Table, check_hook_names, is_overridden, override_table
 from engine.callbacks import ModelCheckpoint, find_checkpoint, print_results, with_defaults
-from engine.data import UNKNOWN, Loaders, LoaderSet
+from engine.checkpoint import CheckpointWriter
+from engine.data import Loaders, LoaderSet
 from engine.exceptions import MisconfigurationException
 from engine.loggers import Logger, as_loggers, log_hyperparams
 from engine.metrics import MetricStore
 from engine.module import DataModule, Module
 from engine.optim import LRSchedulerConfig, parse_optimizers
 from engine.precision import Precision, PrecisionName
-from engine.seed import global_seed, restore_rng
+from engine.reading import UNKNOWN
+from engine.seed import global_seed
+from engine.signals import StopRequest, seconds_of
 from engine.strategy import Strategy, check_devices, make_strategy, select_device
 
 
@@ -38,9 +42,10 @@ class Trainer:
         precision: Number format: 32-true, or autocast with bf16-mixed or 16-mixed.
         logger: A logger, several, True for a TensorBoardLogger, or False for none.
         callbacks: Callbacks, called in this order; checkpoint callbacks always come last.
-        max_epochs: Stop after so many epochs; -1 for no limit, default 1000 unless max_steps is given.
+        max_epochs: Stop after so many epochs; -1 for no limit, default 1000 unless max_steps or max_time is given.
         min_epochs: Train at least so many epochs, even when asked to stop.
         max_steps: Stop after so many optimizer steps; -1 for no limit.
+        max_time: Stop, and save what is needed to go on, after days:hours:minutes:seconds of fit.
         min_steps: Take at least so many optimizer steps, even when asked to stop.
         limit_train_batches: Batches of an epoch: a number, or a share from 0.0 to 1.0.
         limit_val_batches: The same for each validation set; 0 turns validation off.
@@ -60,6 +65,8 @@ class Trainer:
         benchmark: Let cuDNN try kernels for the fastest; good where sizes stay the same.
         inference_mode: Evaluate in torch.inference_mode rather than torch.no_grad (never within fit).
         use_distributed_sampler: Share the samples of torch's default samplers among processes.
+        detect_nonfinite: What to do about a loss that is NaN or infinite.
+        async_save: Write checkpoints in the background while training goes on.
         default_root_dir: Folder for logs and checkpoints where no logger names one; default: here.
 
     Raises:
@@ -75,6 +82,13 @@ class Trainer:
     lr_scheduler_configs: list[LRSchedulerConfig]
     step_takes_batch_idx: bool
     stage: str
+    stop: StopRequest
+    # What has interrupted fit, of `engine.signals`; 0 for nothing.
+    interruption: int
+    # What a checkpoint that is saved during validation takes from before it.
+    before_validation: dict[str, Any] | None
+    # File and step from which training went on.
+    resumed: tuple[Path, int] | None
 
     def __init__(
         self,
@@ -88,6 +102,7 @@ class Trainer:
         max_epochs: int | None = None,
         min_epochs: int | None = None,
         max_steps: int = -1,
+        max_time: str | timedelta | dict[str, int] | None = None,
         min_steps: int | None = None,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,
@@ -107,10 +122,12 @@ class Trainer:
         benchmark: bool = False,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
+        detect_nonfinite: Literal["raise", "warn", "off"] = "raise",
+        async_save: bool = False,
         default_root_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.fast_dev_run = int(fast_dev_run) if isinstance(fast_dev_run, bool) else fast_dev_run
-        unlimited = 1000 if max_steps == -1 else -1
+        unlimited = 1000 if max_steps == -1 and max_time is None else -1
         self.max_epochs = unlimited if max_epochs is None else max_epochs
         self.min_epochs, self.max_steps, self.min_steps = min_epochs or 0, max_steps, min_steps or 0
         limits = (limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches)
@@ -120,6 +137,7 @@ class Trainer:
         self.log_every_n_steps = log_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.max_seconds, self.detect_nonfinite = seconds_of(max_time), detect_nonfinite
         lifecycle.check_arguments(self)
         if self.fast_dev_run:
             self.limits = dict.fromkeys(self.limits, self.fast_dev_run)
@@ -146,6 +164,9 @@ class Trainer:
         self.optimizers, self.lr_scheduler_configs = [], []
         self.transfer_hooks: list[Callable[..., Any]] = []
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
+        self.writer = CheckpointWriter(async_save)
+        # Losses that nobody has looked at yet: (epoch, batch, step, loss).
+        self.losses: list[tuple[int, int, int, Tensor]] = []
         enabled = (enable_checkpointing, enable_progress_bar, enable_model_summary)
         self.dispatch(with_defaults(callbacks, *enabled))
 
@@ -164,29 +185,37 @@ class Trainer:
             train_dataloaders: A loader, or a data module; default: the `train_dataloader` hook.
             val_dataloaders: One loader, or several in a list or by name; default: the `val_dataloader` hook.
             datamodule: Where the hooks are looked for, before the model.
-            ckpt_path: Continue from a file, or from the "last" or "best" of this trainer's ModelCheckpoint.
+            ckpt_path: Continue from a file, from the "last" or "best" of this trainer's ModelCheckpoint, or "auto":
+                from the newest file in its folder that is not damaged, if there is one.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the step was finished, and a checkpoint saved.
+            SystemExit: SIGTERM or SIGUSR1, likewise; code 143.
         """
         if val_dataloaders is not None and not is_overridden(model, "validation_step", Module):
             raise MisconfigurationException("val_dataloaders were given, but the model has no validation_step")
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with lifecycle.run(self, "fit", model, datamodule, given):
-            loaded = checkpoint.restore_weights(self, find_checkpoint(self, ckpt_path))
+            found = find_checkpoint(self, ckpt_path)
+            resume.restore_weights(self, found)
             self.strategy = make_strategy(model, self.device)
             optimizer, self.lr_scheduler_configs = parse_optimizers(model.configure_optimizers())
             self.optimizers = [optimizer]
             loops.call_both(self, Callback.on_fit_start)
-            if loaded is not None:
-                checkpoint.restore_training(self, loaded)
+            if found is not None:
+                resume.restore_training(self, *found)
+                self.resumed = (found[0], self.state.global_step)
             log_hyperparams(self)
             model.zero_grad()
-            if self.num_sanity_val_steps and self.validates:
+            if self.num_sanity_val_steps and self.validates and not self.state.batches_done:
                 loops.sanity_check(self)
-            self.loaders.train()
-            if loaded is not None:
-                # Last of all, since hooks and loaders may draw random numbers.
-                restore_rng(loaded["rng"][distributed.rank() % len(loaded["rng"])])
+            if (inexact := self.loaders.train().inexact()) is not None:
+                distributed.rank_zero_warn(inexact)
+            if found is not None:
+                resume.restore_randomness(self, *found)
             if self.num_training_batches and loops.stop_reason(self) is None:
                 loops.fit_epochs(self)
+            self.writer.wait()
             loops.call_both(self, Callback.on_fit_end)
 
     def validate(
@@ -237,24 +266,30 @@ class Trainer:
             `return_predictions` is False.
         """
         with lifecycle.run(self, "predict", self._or_last(model), datamodule, {"predict": dataloaders}):
-            checkpoint.restore_weights(self, find_checkpoint(self, ckpt_path))
+            resume.restore_weights(self, find_checkpoint(self, ckpt_path))
             predictions: list[Any] | None = [] if return_predictions else None
             loops.evaluate(self, "predict", predictions)
         return predictions[0] if predictions is not None and len(predictions) == 1 else predictions
 
     def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
-        """Write a checkpoint (schema: `engine.checkpoint`); every process must call this."""
-        for logger in self.loggers:
-            # So that the logs of a killed run are never behind its checkpoint.
-            logger.save()
-        captured = checkpoint.capture(self, weights_only)
+        """Write a checkpoint (schema: `engine.checkpoint`), complete when this returns; every process must call it."""
+        path = Path(filepath)
         if distributed.is_rank_zero():
-            checkpoint.save(captured, Path(filepath))
+            path.parent.mkdir(parents=True, exist_ok=True)
+        captured = resume.capture(self, weights_only)
+        self.writer.wait()
+        if distributed.is_rank_zero():
+            checkpoint.save(captured, path)
         distributed.barrier()
 
     def call(self, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call `hook` on every callback that overrides it, in list order."""
-        for bound in self._overrides[hook.__name__]:
+        for bound in self.overrides[hook.__name__]:
+            bound(self, self.module, *args, **kwargs)
+
+    def call_monitoring(self, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call `hook` on the callbacks that monitor, at the end of batches and epochs: after what was logged there."""
+        for bound in self._late[hook.__name__]:
             bound(self, self.module, *args, **kwargs)
 
     @property
@@ -300,7 +335,7 @@ class Trainer:
     @property
     def num_training_batches(self) -> int | float:
         """Batches of a training epoch, after `limit_train_batches`; inf if the loader does not know."""
-        return self.loaders.train()[1]
+        return self.loaders.train().count
 
     @property
     def validates(self) -> bool:
@@ -330,15 +365,16 @@ class Trainer:
     def log_metrics(self, values: dict[str, float], step: int) -> None:
         """Hand values to all loggers, with the epoch."""
         if values and not self.sanity_checking:
-            for logger in self.loggers:
-                logger.log_metrics({**values, "epoch": self.state.epoch}, step)
+            with faults.writing_logs(self):
+                for logger in self.loggers:
+                    logger.log_metrics({**values, "epoch": self.state.epoch}, step)
 
     def _evaluate(
         self, stage: str, model: Module | None, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
     ) -> list[dict[str, float]]:
         kind, phase = {"validate": ("val", "validation"), "test": ("test", "test")}[stage]
         with lifecycle.run(self, stage, self._or_last(model), datamodule, {kind: dataloaders}):
-            checkpoint.restore_weights(self, find_checkpoint(self, ckpt_path))
+            resume.restore_weights(self, find_checkpoint(self, ckpt_path))
             results = loops.evaluate(self, phase)
         if verbose and distributed.is_rank_zero():
             print_results(stage, results, self.loaders.get(kind).names)
@@ -353,10 +389,12 @@ class Trainer:
             raise MisconfigurationException(f"callbacks would overwrite each other's state: {keys}; override state_key")
         # Checkpoints last: what they save of the other callbacks is then up to date.
         self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))
-        self._overrides: Table = override_table(self.callbacks)
-        # Callbacks that monitor see the end of an epoch later than the others.
-        others = [callback for callback in self.callbacks if not callback.monitoring]
-        self._overrides["on_train_epoch_end"] = override_table(others)["on_train_epoch_end"]
+        self.overrides: Table = override_table(self.callbacks)
+        # Callbacks that monitor see the end of a batch or an epoch later than the others.
+        self._late: Table = override_table([callback for callback in self.callbacks if callback.monitoring])
+        others = override_table([callback for callback in self.callbacks if not callback.monitoring])
+        for name in ("on_train_batch_end", "on_train_epoch_end"):
+            self.overrides[name] = others[name]
 
     def _or_last(self, model: Module | None) -> Module:
         if model is None and not hasattr(self, "module"):

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine import checkpoint, distributed
+from engine import checkpoint, distributed, resume
 from engine.callback import Callback
 from engine.callbacks.early_stopping import check_mode, monitored_value
 from engine.exceptions import MisconfigurationException
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from engine.module import Module
     from engine.trainer import Trainer
 
+# The file written before the newest one.
+PREVIOUS = "previous.ckpt"
+
 
 class ModelCheckpoint(Callback):
     """Saves at the end of epochs: the `save_top_k` best by a logged value, and the newest as `last.ckpt`.
 
-    Paths change only after a file is complete on disk, and files go only after their successor is.
+    Paths change only after a file is complete on disk, and files go only after their successor is. While training, the
+    file that was written before the newest is kept as `previous.ckpt`, should the newest turn out to be damaged. A run
+    that is interrupted leaves its state in `last.ckpt` in any case.
 
     Args:
         dirpath: Folder; default: `checkpoints` in the trainer's log folder.
@@ -31,7 +36,8 @@ class ModelCheckpoint(Callback):
         mode: "min" where less is better, "max" where more is; of equals the older one is kept.
         save_top_k: How many to keep; -1 for all, 0 for none.
         save_last: Also keep the newest as `last.ckpt`, whether it is among the best or not.
-        every_n_epochs: Save every so many epochs.
+        every_n_epochs: Save every so many epochs; default: 1.
+        every_n_train_steps: Save after every so many optimizer steps instead.
         auto_insert_metric_name: Write "epoch=3-val_loss=0.12" rather than "3-0.12".
     """
 
@@ -45,7 +51,8 @@ class ModelCheckpoint(Callback):
         mode: Literal["min", "max"] = "min",
         save_top_k: int = 1,
         save_last: bool = False,
-        every_n_epochs: int = 1,
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
         auto_insert_metric_name: bool = True,
     ) -> None:
         check_mode(mode)
@@ -53,12 +60,18 @@ class ModelCheckpoint(Callback):
             raise MisconfigurationException(
                 f"save_top_k={save_top_k}, monitor={monitor!r}; give -1, 0 or 1, or more with a value to monitor"
             )
-        if every_n_epochs < 1:
-            raise MisconfigurationException(f"every_n_epochs={every_n_epochs}; give a whole number from 1")
+        for name, every in {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}.items():
+            if every is not None and (type(every) is not int or every < 1):
+                raise MisconfigurationException(f"{name}={every!r}; give a whole number from 1")
+        if every_n_epochs is not None and every_n_train_steps is not None:
+            raise MisconfigurationException("every_n_epochs and every_n_train_steps: give one, or two ModelCheckpoints")
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.filename, self.auto_insert_metric_name = filename, auto_insert_metric_name
         self.monitor, self.mode, self.save_top_k = monitor, mode, save_top_k
-        self.save_last, self.every_n_epochs = save_last, every_n_epochs
+        self.save_last, self.every_n_train_steps = save_last, every_n_train_steps
+        self.every_n_epochs = 1 if every_n_epochs is None else every_n_epochs
+        self._newest: Path | None = None
+        self._saved_step = 0
         self.best_k_models: dict[str, float] = {}
         self.best_model_path = ""
         self.best_model_score: float | None = None
@@ -80,59 +93,115 @@ class ModelCheckpoint(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned, as far as the files are in this run's folder."""
         assert self.dirpath is not None
-        models = {str(self.dirpath / name): score for name, score in state_dict["best_k_models"].items()}
+        models = {str(self.dirpath / name): float(score) for name, score in state_dict["best_k_models"].items()}
         self.best_k_models = {path: score for path, score in models.items() if Path(path).is_file()}
         best = str(self.dirpath / state_dict["best_model_path"])
         if best in self.best_k_models:
             self.best_model_path, self.best_model_score = best, state_dict["best_model_score"]
 
     def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
-        """Settle the folder."""
+        """Settle the folder, and clear away what a killed process left half-written."""
         if self.dirpath is None:
             self.dirpath = Path(trainer.log_dir, "checkpoints")
+        if stage == "fit" and trainer.is_global_zero:
+            for file in self.dirpath.glob(f"*.ckpt{checkpoint.TEMPORARY}"):
+                file.unlink(missing_ok=True)
+        last = self.dirpath / "last.ckpt"
+        self._newest = last if last.is_file() else None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        """Save, if this step is one to save."""
+        if not self.every_n_train_steps:
+            return
+        step = trainer.global_step
+        if step % self.every_n_train_steps == 0 and step != self._saved_step:
+            self._saved_step = step
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Save, if this epoch is one to save."""
-        if trainer.fast_dev_run or (trainer.current_epoch + 1) % self.every_n_epochs:
+        if not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """A finished run needs no second file to fall back to."""
+        trainer.writer.wait()
+        if not trainer.interruption and self.dirpath is not None and trainer.is_global_zero:
+            (self.dirpath / PREVIOUS).unlink(missing_ok=True)
+
+    def save_last_now(self, trainer: Trainer) -> Path:
+        """Write `last.ckpt`, whatever else was to be saved when."""
+        assert self.dirpath is not None
+        path = self.dirpath / "last.ckpt"
+        trainer.writer.wait()
+        self._write(trainer, path, path, None)
+        trainer.writer.wait()
+        distributed.barrier()
+        return path
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:
             return
+        assert self.dirpath is not None
+        # What was saved last decides what is among the best now.
+        trainer.writer.wait()
+        last = self.dirpath / "last.ckpt" if self.save_last else None
         score = 0.0
         if self.monitor is not None:
             try:
                 value = monitored_value(trainer, self.monitor, "ModelCheckpoint")
             except MisconfigurationException:
                 # The name is wrong, the epoch was not.
-                if self.save_last:
-                    self._save_last(trainer, None)
+                if last is not None:
+                    self._write(trainer, last, last, None)
                 raise
             # Every process must come to the same decision, and rank 0's value is the one in the logs.
             score = distributed.broadcast(math.nan if value is None else value)
-        saved = self._save_if_among_best(trainer, score) if self.save_top_k else None
-        if self.save_last:
-            self._save_last(trainer, saved)
-
-    def _save_if_among_best(self, trainer: Trainer, score: float) -> Path | None:
-        assert self.dirpath is not None
         ranked = sorted(self.best_k_models, key=self._rank)
-        if self.monitor is not None and (math.isnan(score) or not self._is_among_best(score, ranked)):
-            return None
-        full = self.save_top_k != -1 and len(ranked) >= self.save_top_k
-        goes = ranked[-1] if full else None
-        path = self._unused(self.dirpath / f"{self._format(trainer)}.ckpt", goes)
-        before = (dict(self.best_k_models), self.best_model_path, self.best_model_score)
-        # The file holds the state as it will be once the file is there; on failure the old state comes back.
-        if goes is not None:
-            del self.best_k_models[goes]
-        self.best_k_models[str(path)] = score
-        self.best_model_path = min(self.best_k_models, key=self._rank) if self.monitor else str(path)
-        self.best_model_score = self.best_k_models[self.best_model_path] if self.monitor else None
+        judged = self.monitor is None or not math.isnan(score)
+        if self.save_top_k and judged and (self.monitor is None or self._is_among_best(score, ranked)):
+            goes = ranked[-1] if self.save_top_k != -1 and len(ranked) >= self.save_top_k else None
+            path = self._unused(self.dirpath / f"{self._format(trainer)}.ckpt", goes)
+            self._write(trainer, path, last, goes, score)
+        elif last is not None:
+            self._write(trainer, last, last, None)
+
+    def _write(self, trainer: Trainer, path: Path, last: Path | None, goes: str | None, score: float = 0.0) -> None:
+        """Write a file; it holds the ranking that is true once it is there, which becomes this callback's only then."""
+        assert self.dirpath is not None
+        before = self._ranking()
+        if path != last:
+            self.best_k_models = {k: v for k, v in self.best_k_models.items() if k != goes} | {str(path): score}
+            self.best_model_path = min(self.best_k_models, key=self._rank) if self.monitor else str(path)
+            self.best_model_score = self.best_k_models[self.best_model_path] if self.monitor else None
         try:
-            trainer.save_checkpoint(path)
-        except BaseException:
+            captured = resume.capture(trainer)
+        finally:
+            after = self._ranking()
             self.best_k_models, self.best_model_path, self.best_model_score = before
-            raise
-        if goes is not None and goes != str(path) and distributed.is_rank_zero():
-            Path(goes).unlink(missing_ok=True)
-        return path
+
+        def committed() -> None:
+            self.best_k_models, self.best_model_path, self.best_model_score = after
+            if last is not None:
+                if path != last and distributed.is_rank_zero():
+                    checkpoint.link(path, last)
+                self.last_model_path = str(last)
+            if goes is not None and goes != str(path) and distributed.is_rank_zero():
+                Path(goes).unlink(missing_ok=True)
+
+        if not distributed.is_rank_zero():
+            committed()
+            return
+        keep = None if self._newest is None else (self._newest, self.dirpath / PREVIOUS)
+        if self._newest is None:
+            self.dirpath.mkdir(parents=True, exist_ok=True)
+        trainer.writer.write(captured, path, keep, committed)
+        self._newest = last or path
+
+    def _ranking(self) -> tuple[dict[str, float], str, float | None]:
+        return self.best_k_models, self.best_model_path, self.best_model_score
 
     def _unused(self, path: Path, goes: str | None) -> Path:
         """`path`, with -v1, -v2, ... behind its name while another of the best, which stays, has that name."""
@@ -141,15 +210,6 @@ class ModelCheckpoint(Callback):
             number += 1
             free = path.with_name(f"{path.stem}-v{number}.ckpt")
         return free
-
-    def _save_last(self, trainer: Trainer, saved: Path | None) -> None:
-        assert self.dirpath is not None
-        path = self.dirpath / "last.ckpt"
-        if saved is None:
-            trainer.save_checkpoint(path)
-        elif distributed.is_rank_zero():
-            checkpoint.link(saved, path)
-        self.last_model_path = str(path)
 
     def _name(self, path: str) -> str:
         assert self.dirpath is not None
@@ -178,18 +238,47 @@ class ModelCheckpoint(Callback):
         return re.sub(r"\{([^:{}]+)(?::([^{}]*))?\}", fill, self.filename)
 
 
-def find_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> Path | None:
-    """The file that `ckpt_path` stands for: itself, or the "best" or "last" of the trainer's ModelCheckpoint.
+def find_checkpoint(
+    trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
+) -> tuple[Path, checkpoint.Checkpoint] | None:
+    """The file that `ckpt_path` stands for, and what is in it.
+
+    Args:
+        trainer: Its ModelCheckpoint knows "best", "last" and the folder of "auto".
+        ckpt_path: One of these, a path, or None.
+
+    Returns:
+        None without a path, and for "auto" where the folder has no good file.
 
     Raises:
-        MisconfigurationException: There is no such ModelCheckpoint, or it has saved nothing.
+        MisconfigurationException: There is no such ModelCheckpoint, it has saved nothing, or the file is not good.
     """
-    if ckpt_path not in ("best", "last"):
-        return None if ckpt_path is None else Path(ckpt_path)
+    if ckpt_path is None:
+        return None
+    if ckpt_path not in ("best", "last", "auto"):
+        return Path(ckpt_path), checkpoint.load(Path(ckpt_path))
     callback = trainer.checkpoint_callback
+    if ckpt_path == "auto" and callback is not None and callback.dirpath is not None and trainer.stage == "fit":
+        return _newest_good(trainer, callback.dirpath)
     path = callback and (callback.best_model_path if ckpt_path == "best" else callback.last_model_path)
-    if not path:
+    if not path or ckpt_path == "auto":
         raise MisconfigurationException(
             f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has saved one; give the path of a file"
         )
-    return Path(path)
+    return Path(path), checkpoint.load(Path(path))
+
+
+def _newest_good(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Checkpoint] | None:
+    files = sorted(folder.glob("*.ckpt"), key=lambda file: (file.stat().st_mtime_ns, file.name == "last.ckpt"))
+    for file in reversed(files):
+        try:
+            loaded = checkpoint.load(file)
+            resume.check_resumable(file, loaded)
+            return file, loaded
+        except MisconfigurationException as error:
+            distributed.rank_zero_warn(f"{error}; looking for an older one")
+    for logger in trainer.loggers:
+        # What a killed run may have logged before its first checkpoint.
+        if hasattr(logger, "load_state_dict"):
+            logger.load_state_dict({})
+    return None

@@ -54,6 +54,11 @@ class RichProgressBar(Callback):
         self._next_update = self._epoch_started + self._interval
         self._start(trainer, _epoch_label(trainer), trainer.num_training_batches)
 
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Start the bar of an epoch that goes on where an earlier process was stopped."""
+        if trainer.state.batches_done:
+            self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:

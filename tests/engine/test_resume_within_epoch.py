@@ -1,0 +1,208 @@
+"""A run that goes on from any optimizer step, or from within a validation, ends with the bits of one never interrupted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import engine
+import numpy as np
+import pytest
+import torch
+from engine.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from engine.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_resume import Deep, assert_same
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics.regression import ExplainedVariance, PearsonCorrCoef
+from toy import Net, dataset, loader, trainer
+
+EPOCHS, SAMPLES = 3, 10
+
+
+class Noisy(Dataset[Any]):
+    """Augments with numbers from all three global generators."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = dataset(SAMPLES)[index]
+        return x + torch.rand(()) + random.random() + float(np.random.rand()), y
+
+
+def blend(samples: list[Any]) -> Any:
+    """A collate_fn that draws, as mixup does."""
+    x, y = torch.utils.data.default_collate(samples)
+    return x + torch.rand(()), y
+
+
+class Measured(Deep):
+    """Deep, with torchmetrics over the training epoch (compute groups among them) and values of all kinds."""
+
+    def __init__(self, scheduler: str = "plateau") -> None:
+        super().__init__(scheduler)
+        self.all = MetricCollection({"mse": MeanSquaredError(), "ev": ExplainedVariance(), "r": PearsonCorrCoef()})
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        prediction = self(x).detach()
+        self.all.update(prediction.flatten(), y.flatten())
+        self.log_dict(self.all, on_step=False, on_epoch=True)
+        self.log("largest", float(prediction.max()), on_step=True, on_epoch=True, reduce_fx="max")
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        loss = self.loss(batch) + torch.rand(()) / 100
+        self.log("val_loss", loss)
+        self.log("val_step", loss, on_step=True, on_epoch=False)
+
+
+class SaveEach(engine.Callback):
+    """Saves after every batch, before and after validation, and at each epoch's end."""
+
+    def _save(self, trainer: engine.Trainer, moment: str) -> None:
+        if not trainer.sanity_checking:
+            path = f"each/{trainer.current_epoch}-{trainer.state.batches_done}-{moment}.ckpt"
+            trainer.save_checkpoint(path)
+
+    def on_train_batch_end(self, trainer: engine.Trainer, *args: Any) -> None:
+        self._save(trainer, "batch")
+
+    def on_train_epoch_start(self, trainer: engine.Trainer, *args: Any) -> None:
+        self._save(trainer, "start")
+
+    def on_validation_start(self, trainer: engine.Trainer, *args: Any) -> None:
+        self._save(trainer, "before")
+
+    def on_validation_batch_end(self, trainer: engine.Trainer, *args: Any) -> None:
+        self._save(trainer, f"within{args[3]}")
+
+    def on_validation_end(self, trainer: engine.Trainer, *args: Any) -> None:
+        self._save(trainer, "after")
+
+
+def run(train: Any, ckpt_path: Any = None, callbacks: tuple[Any, ...] = (), **options: Any) -> Any:
+    """Train in the folder "run"; returns the state at the end, the text of metrics.csv and all events."""
+    engine.seed_everything(5 if ckpt_path is None else 99)
+    saver = ModelCheckpoint("run/best", filename="{epoch}", monitor="val_loss", save_top_k=2, save_last=True)
+    part = trainer(
+        callbacks=[EarlyStopping("val_loss", patience=99), LearningRateMonitor("step"), saver, *callbacks],
+        enable_checkpointing=True,
+        logger=[CSVLogger(".", "run", "logs"), TensorBoardLogger(".", "run", "logs")],
+        log_every_n_steps=2,
+        **{"max_epochs": EPOCHS, "num_sanity_val_steps": 2, **options},
+    )
+    part.fit(Measured(), train, loader(6, num_workers=0), ckpt_path=ckpt_path)
+    part.save_checkpoint("run/end.ckpt")
+    events = EventAccumulator("run/logs")
+    events.Reload()
+    # Files of one second are read in the order of their names.
+    scalars = {tag: sorted((e.step, e.value) for e in events.Scalars(tag)) for tag in events.Tags()["scalars"]}
+    return torch.load("run/end.ckpt", weights_only=True), Path("run/logs/metrics.csv").read_text(), scalars
+
+
+def check_every_point(make: Any, points: slice = slice(None), **options: Any) -> None:
+    """Save at every point of a run, and go on from each of them."""
+    whole, text, events = run(make(), callbacks=(SaveEach(),), **options)
+    files = sorted(Path("each").glob("*.ckpt"))
+    assert len(files) >= 3 * EPOCHS
+    for file in files[points]:
+        resumed, again, events_again = run(make(), ckpt_path=file, callbacks=(SaveEach(),), **options)
+        assert_same({**whole, "loggers": 0}, {**resumed, "loggers": 0})
+        assert again == text, file
+        assert events_again == events, file
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}], ids=str)
+def test_from_every_point_of_a_run(options: dict[str, Any]) -> None:
+    check_every_point(lambda: DataLoader(Noisy(), 2, shuffle=True, collate_fn=blend), **options)
+
+
+def test_with_other_numbers_of_workers() -> None:
+    counts = iter([0, *([2, 0, 1] * 99)])
+    check_every_point(
+        lambda: DataLoader(Noisy(), 4, shuffle=True, num_workers=next(counts), collate_fn=blend), slice(None, None, 5)
+    )
+
+
+class Backwards(Sampler[int]):
+    """A sampler of the user's own, with an order drawn from Python's global numbers."""
+
+    def __iter__(self) -> Iterator[int]:
+        order = [*range(SAMPLES)]
+        random.shuffle(order)
+        return iter(order)
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+
+class Stream(IterableDataset[Any]):
+    """Samples without a length, in an order drawn anew for every epoch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in torch.randperm(SAMPLES).tolist():
+            yield Noisy()[index]
+
+
+class Remembers(IterableDataset[Any]):
+    """Goes on where it stopped, on its own: its order is drawn from a generator that nobody else sees."""
+
+    def __init__(self) -> None:
+        self.random, self.left = random.Random(3), list[int]()
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.left:
+            self.left = self.random.sample(range(SAMPLES), SAMPLES)
+        while self.left:
+            yield Noisy()[self.left.pop()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"left": self.left, "random": self.random.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.left = state["left"]
+        self.random.setstate(state["random"])
+
+
+class Batches:
+    """Any iterable is a loader."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+@pytest.mark.filterwarnings("ignore:resuming within an epoch")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(Noisy(), 2, sampler=WeightedRandomSampler([1.0] * SAMPLES, SAMPLES)),
+        lambda: DataLoader(Noisy(), 2, sampler=SubsetRandomSampler(range(SAMPLES))),
+        lambda: DataLoader(Noisy(), 2, sampler=RandomSampler(Noisy(), replacement=True)),
+        lambda: DataLoader(Noisy(), 2, sampler=Backwards()),
+        lambda: DataLoader(Noisy(), 2, sampler=Backwards(), num_workers=1),
+        lambda: DataLoader(Stream(), 2),
+        lambda: DataLoader(Stream(), 2, num_workers=1),
+        lambda: DataLoader(Remembers(), 2),
+        lambda: Batches([(torch.full((2, 3), n / 9), torch.tensor([[n], [1.0]])) for n in range(5)]),
+    ],
+    ids=["weighted", "subset", "replacement", "own", "own, worker", "stream", "stream, worker", "keeps state", "list"],
+)
+def test_with_every_kind_of_loader(make: Any) -> None:
+    check_every_point(make, slice(None, None, 2))

@@ -1,0 +1,92 @@
+"""Faults that end a run: what to tell of them, beside the error itself.
+
+Errors keep their type. What they mean for a run, and what to do, is attached as a note (PEP 678), which Python prints
+below the traceback, and `main.py` instead of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine import distributed
+from engine.hooks import find_batch_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.trainer import Trainer
+
+# Losses that are kept to be looked at together: looking at one waits for the device.
+MOST_LOSSES = 1000
+
+
+def watch_loss(t: Trainer, batch_idx: int, loss: Tensor | None) -> None:
+    """Keep the loss of a batch, to be looked at by `check_losses`."""
+    if loss is not None and t.detect_nonfinite != "off":
+        t.losses.append((t.state.epoch, batch_idx, t.state.global_step, loss))
+        if len(t.losses) >= MOST_LOSSES:
+            check_losses(t)
+
+
+def check_losses(t: Trainer) -> None:
+    """Look at the losses since the last call: on log steps, before a checkpoint is written, and at an epoch's end.
+
+    Raises:
+        FloatingPointError: One is NaN or infinite, and `detect_nonfinite` is "raise".
+    """
+    if not t.losses:
+        return
+    losses, t.losses = t.losses, []
+    for (epoch, batch_idx, step, _), value in zip(
+        losses, torch.cat([loss.reshape(1) for *_, loss in losses]).tolist(), strict=True
+    ):
+        if math.isfinite(value):
+            continue
+        names = t.metrics.nonfinite()
+        logged = f"; logged values that are not finite either: {', '.join(names)}" if names else ""
+        message = f"the loss is {value} at step {step} (batch {batch_idx} of epoch {epoch}){logged}"
+        if t.detect_nonfinite == "warn":
+            distributed.rank_zero_warn(message)
+            return
+        error = FloatingPointError(message)
+        error.add_note(
+            "checkpoints hold the state before it; try a smaller lr, gradient_clip_val or precision 32-true, look at "
+            "that batch, or go on regardless with detect_nonfinite warn"
+        )
+        raise error
+
+
+def explain(t: Trainer, error: BaseException) -> None:
+    """Attach to an error what it means for the run, where that is known."""
+    if getattr(error, "__notes__", None) or not isinstance(error, Exception):
+        return
+    text = str(error)
+    size = find_batch_size(t.metrics.batch)
+    if isinstance(error, torch.OutOfMemoryError) or re.search(r"can't allocate memory|not enough memory", text):
+        error.add_note(
+            f"out of memory at batch_size {size}; try a smaller batch_size with a larger accumulate_grad_batches, "
+            "precision bf16-mixed, or a smaller net"
+        )
+    elif re.search(r"DataLoader worker \(pid", text):
+        error.add_note(
+            "a process that reads data was killed, mostly because memory ran out (shared memory where it says bus "
+            "error); try fewer num_workers or a smaller batch_size, or num_workers 0 to see its own error"
+        )
+    elif t.resumed is not None and t.resumed[1] == t.state.global_step:
+        error.add_note(f"this was the first step after resuming from {t.resumed[0]}, which may not fit this run")
+
+
+@contextmanager
+def writing_logs(t: Trainer) -> Iterator[None]:
+    """Around what loggers do on disk."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"the logs in {t.log_dir} cannot be written; free space, or put the folder back, then resume")
+        raise

@@ -1,0 +1,180 @@
+"""Reading a loader batch by batch: from any position of an epoch, under random numbers that move nobody else's.
+
+Three kinds of loaders go on within an epoch. Those with our sampler skip what was read without reading it. Those
+that keep a state of their own (`state_dict` and `load_state_dict`, of a loader or an iterable dataset) are given it
+back. All others are read again from the start of the epoch, and what was done before is thrown away.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from engine import distributed
+from engine.samples import EpochSampler, SeededDataset, Unreadable
+from engine.seed import capture_rng, isolated_rng, mix, restore_rng, seed_cpu
+
+# A loader without length: an iterable dataset, or any iterable.
+UNKNOWN = math.inf
+END = object()
+# Seconds of reading what was done before, after which a line says so.
+PATIENCE = 5.0
+
+
+class Reader:
+    """Reads one loader, epoch after epoch.
+
+    Args:
+        loader: A prepared loader.
+        count: Batches of an epoch; `UNKNOWN` for all of a loader without length.
+    """
+
+    def __init__(self, loader: Any, count: int | float) -> None:
+        self.loader, self.count = loader, count
+        dataset = getattr(loader, "dataset", None)
+        self._ours = isinstance(dataset, SeededDataset) and own_sampler(loader) is not None
+        # The length of an iterable dataset is an estimate: only its end says which batch was the last.
+        self._ahead = length(loader) == UNKNOWN or isinstance(dataset, IterableDataset)
+        keeps_state: Any = dataset if isinstance(dataset, IterableDataset) and not loader.num_workers else loader
+        stateful = all(hasattr(keeps_state, name) for name in ("state_dict", "load_state_dict"))
+        self._source = keeps_state if stateful else None
+        self._random: dict[str, Any] = {}
+        self._resumed: dict[str, Any] | None = None
+        self._before_ahead: dict[str, Any] = {}
+        self._finished = False
+
+    def epoch(self, seed: int, epoch: int, done: int = 0) -> Iterator[tuple[int, Any, bool]]:
+        """Yield (number, batch, whether it is the last) for the batches of an epoch, without the first `done`.
+
+        Raises:
+            RuntimeError: A sample cannot be read.
+        """
+        start_epoch(self.loader, seed, epoch, done)
+        self._finished = False
+        read = iter(self.loader).__next__ if self._ours else self._start(mix(seed, epoch, 4, distributed.rank()), done)
+        batch = _next(read) if done < self.count else END
+        while batch is not END:
+            following = None
+            if self._ahead and done + 1 < self.count:
+                self._before_ahead = self._capture()
+                following = _next(read)
+                if following is END and self._source is not None:
+                    self._before_ahead = {**self._capture(), "ended": True}
+            last = following is END or done + 1 == self.count
+            yield done, batch, last
+            done += 1
+            batch = END if last else following if self._ahead else _next(read)
+        if self._source is not None and self.count in (UNKNOWN, length(self.loader)):
+            # Seen to its end, so that its state says so.
+            _next(read)
+            self._finished = True
+
+    def state_dict(self, done: int) -> dict[str, Any] | None:
+        """What there is to know, beside their number, to go on after `done` batches of an epoch."""
+        if self._source is None or not (done or self._finished):
+            return None
+        return self._before_ahead if done and self._ahead else self._capture()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on from here in the next epoch that is read."""
+        self._resumed = state
+
+    def inexact(self) -> str | None:
+        """Why resuming within an epoch may not be exact; None where it is."""
+        samplers = [getattr(self.loader, name, None) for name in ("sampler", "batch_sampler")]
+        known = isinstance(self.loader, DataLoader) and not isinstance(self.loader.dataset, IterableDataset)
+        known = known and all(type(s).__module__.startswith(("torch.", "engine.")) or s is None for s in samplers)
+        parts = [self.loader, getattr(self.loader, "dataset", None), *samplers]
+        if known or self._source is not None or any(hasattr(part, "set_epoch") for part in parts):
+            return None
+        foreign = next((s for s in samplers if s is not None and not type(s).__module__.startswith("torch.")), None)
+        name = type(
+            self.loader.dataset if foreign is None and hasattr(self.loader, "dataset") else foreign or self.loader
+        )
+        return (
+            f"resuming within an epoch reads {name.__name__} again from the epoch's start, which is exact only if its "
+            "order comes from torch's, Python's or NumPy's global random numbers or is always the same; give it "
+            "set_epoch(epoch), or state_dict and load_state_dict"
+        )
+
+    def _start(self, seed: int, done: int) -> Callable[[], Any]:
+        with isolated_rng(gpu=False):
+            seed_cpu(seed)
+            self._random = capture_rng(gpu=False)
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and self._source is not None:
+            # A new epoch has new random numbers.
+            self._random = resumed["random"] if done else self._random
+            self._before_ahead, done = resumed, 0
+            self._source.load_state_dict(resumed["source"])
+            if resumed["ended"]:
+                return iter(()).__next__
+        iterator = self._apart(lambda: iter(self.loader))
+        begin, told = time.monotonic(), False
+        for number in range(done):
+            _next(lambda: self._apart(iterator.__next__))
+            if not told and (told := time.monotonic() - begin > PATIENCE):
+                print(f"reading the first {done} batches of the epoch again, {number + 1} so far", flush=True)
+        return lambda: self._apart(iterator.__next__)
+
+    def _apart(self, work: Callable[[], Any]) -> Any:
+        """Work under the random numbers of this loader alone."""
+        with isolated_rng(gpu=False):
+            restore_rng(self._random)
+            try:
+                return work()
+            finally:
+                self._random = capture_rng(gpu=False)
+
+    def _capture(self) -> dict[str, Any]:
+        if self._source is None:
+            return {}
+        return {"source": deepcopy(self._source.state_dict()), "random": self._random, "ended": False}
+
+
+def _next(read: Callable[[], Any]) -> Any:
+    try:
+        batch = read()
+    except StopIteration:
+        return END
+    if isinstance(batch, Unreadable):
+        raise RuntimeError(batch.line) from RuntimeError(batch.details)
+    return batch
+
+
+def start_epoch(loader: Any, seed: int, epoch: int, done: int = 0) -> None:
+    """Tell a loader, its dataset and its samplers which epoch comes next, ours also how many batches it is to skip."""
+    if isinstance(loader, DataLoader):
+        if isinstance(loader.generator, torch.Generator):
+            loader.generator.manual_seed(mix(seed, epoch, 1, distributed.rank()))
+        if isinstance(loader.dataset, SeededDataset):
+            loader.dataset.start_epoch(seed, epoch)
+    ours = own_sampler(loader)
+    if ours is not None:
+        # A run that goes on takes its seed from the checkpoint, perhaps after the loader was made.
+        ours.seed = seed
+        ours.set_epoch(epoch, skipped=done * (loader.batch_size or 1))
+    for name in ("sampler", "batch_sampler", "dataset"):
+        part: Any = getattr(loader, name, None)
+        if hasattr(part, "set_epoch") and part is not ours:
+            part.set_epoch(epoch)
+
+
+def own_sampler(loader: Any) -> EpochSampler | None:
+    """The engine's sampler of a loader, if it has it."""
+    sampler = getattr(loader, "sampler", None)
+    return sampler if isinstance(sampler, EpochSampler) else None
+
+
+def length(loader: Any) -> int | float:
+    """Number of batches; `UNKNOWN` where the loader does not know."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return UNKNOWN

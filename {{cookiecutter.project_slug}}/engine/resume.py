@@ -1,0 +1,241 @@
+"""What a trainer saves, and how it takes it back: after `restore`, a run goes on as if it had never stopped.
+
+A checkpoint holds the state before the next training batch. `moment` is the part of it that validation changes; it is
+taken before a validation within fit, so that what is saved meanwhile, or when a validation is broken off, is the
+state before it.
+"""
+
+from __future__ import annotations
+
+import platform
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torchmetrics import Metric, MetricCollection
+
+from engine import distributed
+from engine.checkpoint import FORMAT, Checkpoint, fitting, load_weights, plain
+from engine.exceptions import MisconfigurationException
+from engine.faults import check_losses, writing_logs
+from engine.hooks import move_to_device
+from engine.reading import own_sampler
+from engine.seed import capture_rng, restore_rng
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+RESUMABLE = {"optimizer_states": list, "lr_schedulers": list, "precision": dict, "gradients": dict, "callbacks": dict}
+RESUMABLE |= {"datamodule": dict, "state": dict, "order": dict, "meters": dict, "metrics": dict}
+RESUMABLE |= {"evaluation_steps": list, "loggers": list, "rng": list, "loaders": list}
+
+
+def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
+    """Everything a trainer has to save, as in the schema of `engine.checkpoint`; every process must call this.
+
+    Raises:
+        FloatingPointError: The weights are spoilt.
+    """
+    check_losses(t)
+    module, datamodule, state = t.module, t.datamodule, t.state
+    captured: Checkpoint = {
+        "format": FORMAT,
+        "epoch": state.epoch,
+        "global_step": state.global_step,
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "datamodule_hyper_parameters": dict(datamodule.hparams) if datamodule is not None else {},
+        "env": {
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "world_size": distributed.world_size(),
+        },
+    }
+    if not weights_only:
+        before = t.before_validation or moment(t)
+        kept, keys = before["callbacks"], {callback.state_key: callback for callback in t.callbacks}
+        captured |= before | {
+            "callbacks": {key: kept[key] if key in kept else c.state_dict() for key, c in keys.items()},
+            "datamodule": datamodule.state_dict() if datamodule is not None else {},
+            "optimizer_states": [optimizer.state_dict() for optimizer in t.optimizers],
+            "lr_schedulers": [config.scheduler.state_dict() for config in t.lr_scheduler_configs],
+            "precision": t.precision_plugin.state_dict(),
+            "gradients": _gradients(t),
+            "rng": distributed.all_gather(before["rng"]),
+            "loaders": distributed.all_gather(before["loaders"]),
+        }
+        for callback in t.callbacks:
+            callback.on_save_checkpoint(t, module, captured)
+    module.on_save_checkpoint(captured)
+    return captured
+
+
+def moment(t: Trainer) -> Checkpoint:
+    """The part of a checkpoint that logging and evaluation change, as lists and dicts of their own; of this process."""
+    hooks: list[Any] = [bound for name, bounds in t.overrides.items() if "validation" in name for bound in bounds]
+    validating = [hook.__self__ for hook in hooks]
+    names = {id(part): name for name, part in t.module.named_modules()}
+    state = t.state
+    batches_done = 0 if state.epoch_over else state.batches_done
+    with writing_logs(t):
+        # So that the logs of a killed run are never behind its checkpoint.
+        for logger in t.loggers:
+            logger.save()
+    position = {"epoch": state.epoch + state.epoch_over, "batches_done": batches_done, "epoch_over": False}
+    training = t.stage == "fit"
+    return {
+        "callbacks": {c.state_key: plain(c.state_dict(), "callbacks") for c in t.callbacks if c in validating},
+        "state": asdict(state) | position | {"should_stop": t.should_stop},
+        "order": _order(t) if training else {},
+        "meters": t.metrics.state_dict(names),
+        "metrics": _metric_states(t),
+        "evaluation_steps": [[*which, steps] for which, steps in t.evaluation_steps.items()],
+        "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in t.loggers],
+        "rng": capture_rng(),
+        "loaders": t.loaders.train().state_dict(batches_done) if training else None,
+    }
+
+
+def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
+    """Load the weights of the trainer's module and, when fitting, what data module and callbacks keep.
+
+    Args:
+        t: The trainer.
+        found: A file and what is in it; None does nothing.
+
+    Raises:
+        MisconfigurationException: It does not fit.
+    """
+    if found is None:
+        return
+    path, loaded = found
+    if t.stage == "fit":
+        check_resumable(path, loaded)
+    t.module.on_load_checkpoint(loaded)
+    load_weights(t.module, loaded["state_dict"], path)
+    if t.stage != "fit":
+        return
+    if t.datamodule is not None:
+        with fitting(path, "datamodule"):
+            t.datamodule.load_state_dict(loaded["datamodule"])
+    for callback in t.callbacks:
+        callback.on_load_checkpoint(t, t.module, loaded)
+        if callback.state_key in loaded["callbacks"]:
+            with fitting(path, f"callbacks[{callback.state_key!r}]"):
+                callback.load_state_dict(loaded["callbacks"][callback.state_key])
+
+
+def restore_training(t: Trainer, path: Path, loaded: Checkpoint) -> None:
+    """Put optimizers, schedulers, the loss scale, running values and the position back."""
+    pairs: list[tuple[str, list[Any]]] = [
+        ("optimizer_states", t.optimizers),
+        ("lr_schedulers", [c.scheduler for c in t.lr_scheduler_configs]),
+    ]
+    for key, targets in pairs:
+        if len(loaded[key]) != len(targets):
+            raise MisconfigurationException(
+                f"checkpoint {path} has {len(loaded[key])} {key}, this run has {len(targets)}; resume with the same "
+                "configure_optimizers"
+            )
+        for target, saved in zip(targets, loaded[key], strict=True):
+            with fitting(path, key):
+                target.load_state_dict(saved)
+    with fitting(path, "precision"):
+        t.precision_plugin.load_state_dict(loaded["precision"])
+    _restore_position(t, path, loaded)
+    parts = dict(t.module.named_modules())
+    with fitting(path, "meters"):
+        t.metrics.load_state_dict(loaded["meters"], parts)
+        t.evaluation_steps.update({(stage, loader): steps for stage, loader, steps in loaded["evaluation_steps"]})
+    with fitting(path, "metrics"):
+        for name in loaded["metrics"].keys() & parts.keys():
+            _restore_metric(parts[name], loaded["metrics"][name])
+    with fitting(path, "loggers"):
+        for logger, saved in zip(t.loggers, loaded["loggers"], strict=False):
+            if saved is not None and hasattr(logger, "load_state_dict"):
+                logger.load_state_dict(saved)
+
+
+def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
+    with fitting(path, "state"):
+        saved = dict(loaded["state"])
+        t.should_stop = bool(saved.pop("should_stop"))
+        t.state = type(t.state)(**saved)
+        if not all(type(n) is int and n >= 0 for n in (t.state.seed, t.state.epoch, t.state.batches_done)):
+            raise ValueError(f"{saved}")
+    if t.state.batches_done and (now := _order(t)) != loaded["order"]:
+        changed = {name: value for name, value in now.items() if loaded["order"].get(name) != value}
+        raise MisconfigurationException(
+            f"checkpoint {path} was saved within epoch {t.state.epoch}, which cannot go on with other samples: now "
+            f"{changed}, then { {name: loaded['order'].get(name) for name in changed} }; put that back, or take a "
+            "checkpoint of the end of an epoch"
+        )
+
+
+def _restore_metric(metric: Any, saved: dict[str, Any]) -> None:
+    if isinstance(metric, Metric):
+        # Copies: metrics of one group share tensors, and tensors that are shared in the file still are.
+        for key, value in move_to_device(deepcopy(saved["values"]), metric.device).items():
+            setattr(metric, key, value)
+        metric._update_count, metric._computed = saved["updates"], None
+
+
+def restore_randomness(t: Trainer, path: Path, loaded: Checkpoint) -> None:
+    """Put back gradients, the train loader's own state and all random numbers: last, since hooks may draw some."""
+    rank = distributed.rank()
+    with fitting(path, "gradients"):
+        parameters = dict(t.module.named_parameters())
+        for name, gradient in loaded["gradients"].items():
+            parameters[name].grad = gradient.to(parameters[name])
+    with fitting(path, "loaders"):
+        if rank < len(loaded["loaders"]):
+            t.loaders.train().load_state_dict(loaded["loaders"][rank])
+    with fitting(path, "rng"):
+        restore_rng(loaded["rng"][rank % len(loaded["rng"])])
+
+
+def check_resumable(path: Path, loaded: Checkpoint) -> None:
+    """Refuse a checkpoint that holds weights only.
+
+    Raises:
+        MisconfigurationException: Something that training needs is missing.
+    """
+    missing = [key for key in RESUMABLE if not isinstance(loaded.get(key), RESUMABLE[key])]
+    if missing:
+        raise MisconfigurationException(
+            f"checkpoint {path} holds weights only; it can be tested, not resumed (no {', '.join(missing)})"
+        )
+
+
+def _gradients(t: Trainer) -> dict[str, torch.Tensor]:
+    within = t.state.batches_done % t.accumulate_grad_batches and not t.is_last_batch
+    if not within or t.state.epoch_over:
+        return {}
+    if distributed.active():
+        distributed.rank_zero_warn("a checkpoint within accumulated gradients keeps those of one process only")
+    return {name: p.grad for name, p in t.module.named_parameters() if p.grad is not None}
+
+
+def _order(t: Trainer) -> dict[str, Any]:
+    """What decides which samples an epoch's batches and steps have."""
+    loader = t.loaders.train().loader
+    sampler = own_sampler(loader)
+    order: dict[str, Any] = {
+        "accumulate_grad_batches": t.accumulate_grad_batches,
+        "processes": distributed.world_size(),
+    }
+    order["batch_size"] = getattr(loader, "batch_size", None)
+    if sampler is not None:
+        order |= {"samples": sampler.size, "shuffle": sampler.shuffle}
+    return order
+
+
+def _metric_states(t: Trainer) -> dict[str, Any]:
+    for part in t.module.modules():
+        if isinstance(part, MetricCollection):
+            # Members of a compute group share states that only the first of them keeps up to date.
+            list(part.items(copy_state=False))
+    updated = {n: m for n, m in t.module.named_modules() if isinstance(m, Metric) and m._update_count}
+    return {name: {"values": dict(m.metric_state), "updates": m._update_count} for name, m in updated.items()}

@@ -1,0 +1,140 @@
+"""Stopping from outside: signals and `max_time`, heeded at the next optimizer step by all processes at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from engine import distributed
+from engine.exceptions import MisconfigurationException
+
+# What may ask for a stop, the most urgent last: processes agree on the greatest.
+TIME, USR1, TERM, INT = 1, 2, 3, 4
+NAMES = {TIME: "max_time", USR1: "SIGUSR1", TERM: "SIGTERM", INT: "Ctrl-C"}
+SIGNALS = {name: getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)}
+# Exit code of a process that was asked to end, as shells count: 128 + SIGTERM.
+EXIT_CODE = 143
+
+
+class StopRequest:
+    """Remembers that somebody wants the run to stop; as a context manager, it listens to signals.
+
+    A handler only sets a number. Signals that the program handles itself are left to it. A second Ctrl-C raises
+    KeyboardInterrupt at once.
+
+    Args:
+        seconds: How long the run may take from now.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._several = False
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._received = 0
+        self._in_flight: tuple[Any, torch.Tensor] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._several = distributed.world_size() > 1
+        # Python lets only the main thread set handlers.
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS.values():
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+        if self._in_flight is not None and error[0] is None:
+            self._in_flight[0].wait()
+        self._in_flight = None
+
+    def pending(self) -> int:
+        """What this process knows of: 0, or one of the constants above."""
+        return self._received or (TIME if self._end is not None and time.monotonic() >= self._end else 0)
+
+    def agreed(self) -> int:
+        """What all processes know of, asked by all of them at the same step.
+
+        Across processes the answer is one step late: numbers travel while a step computes, so that nobody waits.
+        """
+        if not self._several:
+            return self.pending()
+        number = torch.tensor([self.pending()], dtype=torch.int32)
+        before, self._in_flight = self._in_flight, (dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True), number)
+        if before is None:
+            return 0
+        before[0].wait()
+        return int(before[1])
+
+    def _receive(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self._received == INT:
+            raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        self._received = max(self._received, {"SIGUSR1": USR1, "SIGTERM": TERM, "SIGINT": INT}[name])
+
+
+def leave(reason: int) -> None:
+    """End a run that was stopped by a signal, once all is saved; `max_time` ends it without an error.
+
+    After SIGUSR1 a job of Slurm is put back into the queue (as `#SBATCH --signal=USR1@120` asks it to be).
+
+    Raises:
+        KeyboardInterrupt: It was Ctrl-C.
+        SystemExit: With code 143, after the other signals.
+    """
+    if reason == INT:
+        raise KeyboardInterrupt
+    if reason == USR1 and distributed.is_rank_zero() and "SLURM_JOB_ID" in os.environ:
+        _requeue()
+    if reason in (USR1, TERM):
+        raise SystemExit(EXIT_CODE)
+
+
+def _requeue() -> None:
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    command = ["scontrol", "requeue", job]
+    reason = "there is no scontrol"
+    if shutil.which(command[0]) is not None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        reason = done.stderr.strip()
+        if done.returncode == 0:
+            print(f"Slurm: job {job} is in the queue again", flush=True)
+            return
+    distributed.rank_zero_warn(f"{' '.join(command)} failed ({reason}); queue the job again by hand")
+
+
+def seconds_of(max_time: str | timedelta | dict[str, int] | None) -> float | None:
+    """Seconds of "days:hours:minutes:seconds", of a timedelta, or of its arguments in a dict.
+
+    Raises:
+        MisconfigurationException: It is none of these, or not positive.
+    """
+    if max_time is None:
+        return None
+    span = max_time
+    try:
+        if isinstance(span, str) and (parts := re.fullmatch(r"(\d+):(\d\d?):(\d\d?):(\d\d?)", span)):
+            span = timedelta(
+                **dict(zip(("days", "hours", "minutes", "seconds"), map(int, parts.groups()), strict=True))
+            )
+        elif isinstance(span, dict):
+            span = timedelta(**span)
+    except (TypeError, OverflowError):
+        span = timedelta()
+    if not isinstance(span, timedelta) or span <= timedelta():
+        raise MisconfigurationException(f"max_time={max_time!r}; give days:hours:minutes:seconds, such as 00:12:00:00")
+    return span.total_seconds()
