@@ -10,7 +10,7 @@ from typing import Any
 import engine
 from data import DInterface
 from model import MInterface
-from utils.arguments import constructor_arguments, exit_with, parse, to_yaml
+from utils.arguments import constructor_arguments, exit_after, parse, to_yaml
 from utils.cross_validation import fit_folds
 from utils.metrics import usual_mode
 from utils.run_folder import SaveRun, logger_arguments, remove_unless_begun, run_folder, write_predictions
@@ -31,11 +31,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         if arguments.fold == "all":
             return fit_folds(arguments, lambda one: run("fit", one))
         return run(command, arguments)
-    except engine.MisconfigurationException as error:
-        exit_with(str(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted; if an epoch was finished, --ckpt_path last goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (Exception, KeyboardInterrupt) as error:
+        exit_after(error)
 
 
 def run(command: str, arguments: Any) -> dict[str, float]:
@@ -43,7 +40,7 @@ def run(command: str, arguments: Any) -> dict[str, float]:
     engine.seed_everything(arguments.seed)
     data = DInterface(**constructor_arguments(DInterface, arguments))
     # With a checkpoint, all weights come from there.
-    start = {} if arguments.ckpt_path is None else {"pretrained": None}
+    start = {} if arguments.ckpt_path in (None, "auto") else {"pretrained": None}
     model = MInterface(**constructor_arguments(MInterface, arguments) | start)
     return fit(model, data, arguments) if command == "fit" else evaluate(command, model, data, arguments)
 
@@ -106,9 +103,13 @@ def callbacks(arguments: Any) -> list[engine.Callback]:
         engine.callbacks.LearningRateMonitor(),
         engine.callbacks.ModelCheckpoint(**watch, filename="best", save_last=True),
     ]
-    if arguments.patience is not None:
-        chosen.append(engine.callbacks.EarlyStopping(**watch, patience=arguments.patience))
-    return chosen
+    newest = {"save_top_k": 0, "save_last": True}
+    optional: dict[str, Any] = {
+        "save_every_n_steps": lambda n: engine.callbacks.ModelCheckpoint(every_n_train_steps=n, **newest),
+        "ema_decay": lambda decay: engine.callbacks.EMAWeightAveraging(decay=decay),
+        "patience": lambda n: engine.callbacks.EarlyStopping(**watch, patience=n),
+    }
+    return chosen + [make(arguments[name]) for name, make in optional.items() if arguments[name] is not None]
 
 
 def metrics(trainer: engine.Trainer) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine import distributed
+from engine.exceptions import MisconfigurationException
 from engine.hooks import find_batch_size
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def check_losses(t: Trainer) -> None:
 
 def explain(t: Trainer, error: BaseException) -> None:
     """Attach to an error what it means for the run, where that is known."""
-    if getattr(error, "__notes__", None) or not isinstance(error, Exception):
+    known = isinstance(error, MisconfigurationException) or getattr(error, "__notes__", None)
+    if known or not isinstance(error, Exception):
         return
     text = str(error)
     size = find_batch_size(t.metrics.batch)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from engine import distributed
-from engine.samples import EpochSampler, SeededDataset, Unreadable
+from engine.samples import EpochSampler, SeededDataset, Unreadable, unreadable
 from engine.seed import capture_rng, isolated_rng, mix, restore_rng, seed_cpu
 
 # A loader without length: an iterable dataset, or any iterable.
@@ -144,7 +144,7 @@ def _next(read: Callable[[], Any]) -> Any:
     except StopIteration:
         return END
     if isinstance(batch, Unreadable):
-        raise RuntimeError(batch.line) from RuntimeError(batch.details)
+        raise unreadable(batch.line) from RuntimeError(batch.details)
     return batch
 
 

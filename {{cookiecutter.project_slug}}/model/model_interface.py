@@ -148,7 +148,7 @@ class MInterface(engine.Module):
         check_class_names(checkpoint["hyper_parameters"].get("class_names"), self.hparams.get("class_names"))
         self.scale.take_shape(checkpoint["state_dict"])
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         """Keep the batch norms of frozen parts from learning."""
         for part in self.frozen:
             part.eval()

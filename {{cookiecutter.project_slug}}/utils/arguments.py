@@ -13,33 +13,28 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args
 
-import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import engine
-from utils.flag_types import is_list, is_plain, metavar, spell, without_any
+from utils.flags import NO_FLAGS, add_constructor, is_list, spell
 from utils.registry import OFFERED, load_class
-from utils.run_folder import ENVIRONMENT, find_checkpoint, saved_config
+from utils.run_folder import find_checkpoint, saved_config
+from utils.run_state import CONFIG, ENVIRONMENT, choose_run
 
 Interfaces = tuple[type[Any], type[Any]]
 COMMANDS = ("fit", "validate", "test", "predict")
-# Decided by main.py, or of no use on a command line.
-NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
 SECTIONS = ("model", "data")
-# Where a first run wants other values than the Trainer has.
-DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
 # What a resumed run takes from its checkpoint.
 OF_THE_OPTIMIZER = ("seed", "optimizer", "optimizer_args", "lr", "lr_scales", "weight_decay")
 ALIASES = {"eval_datasets": "val_datasets"}
 # Arguments of one run only: a config that repeats it leaves them out.
 OF_ONE_RUN = ("config", "ckpt_path", "run_name")
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # Characters of a line of error; the longest lists all nets of torchvision.
 LONGEST = 3000
 # Bounds of a config: one of a few lines can be endless by its aliases.
@@ -83,11 +78,27 @@ class Parser(ArgumentParser):
         return message
 
 
-def exit_with(message: str) -> NoReturn:
-    """Print one line of error, not too long and without control characters, and exit with code 2."""
+def exit_with(message: str, code: int = 2) -> NoReturn:
+    """Print one line of error, not too long and without control characters, and exit."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     print(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
+
+
+def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
+    """Exit with one line: code 2 for wrong input, 130 after Ctrl-C, 1 for a fault that the engine explains by notes.
+
+    A bug keeps its traceback.
+    """
+    if isinstance(error, engine.MisconfigurationException):
+        exit_with(str(error))
+    if isinstance(error, KeyboardInterrupt):
+        print("\ninterrupted; where a checkpoint was saved, --ckpt_path last goes on from there", file=sys.stderr)
+        raise SystemExit(130)
+    notes = getattr(error, "__notes__", [])
+    if not notes:
+        raise error
+    exit_with("; ".join([(str(error).splitlines() or [type(error).__name__])[0], *notes]), code=1)
 
 
 def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
@@ -113,7 +124,13 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     given = {key: value for source in [*configs, flags] for key, value in source.items() if value is not None}
     checkpoint = None
     saved: dict[str, Any] = {}
-    if "ckpt_path" in given:
+    automatic = given.get("ckpt_path") == "auto"
+    if automatic:
+        # A run that is named goes on with the arguments that it has.
+        folder = Path(given.get("log_dir", "logs"), str(given.get("experiment") or _names(given)[0]))
+        named = folder / str(given.get("run_name", "")) / CONFIG
+        saved = _read(named) if named.is_file() else {}
+    elif "ckpt_path" in given:
         where = {name: given.get(name) for name in ("experiment", "run_name")}
         checkpoint = find_checkpoint(str(given["ckpt_path"]), str(given.get("log_dir", "logs")), **where)
         saved = _read(config) if (config := saved_config(checkpoint)) is not None else {}
@@ -124,9 +141,12 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     words += [f"--{name}={_word(value)}" for name, value in flags.items()]
     words += _lists_in_one_word(rest, parser)
     arguments = _parsed(parser, words)
-    arguments.ckpt_path = None if checkpoint is None else str(checkpoint)
+    arguments.ckpt_path = "auto" if automatic else None if checkpoint is None else str(checkpoint)
     folders = [Path(path).parent for path in first.config]
     arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
+    if automatic and command == "fit" and arguments.fold != "all":
+        experiment = arguments.experiment or arguments.model_name
+        arguments.run_name = choose_run(to_yaml(arguments), arguments.log_dir, experiment, arguments.run_name)
     if command != "fit" and checkpoint is None:
         raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
     if command == "fit" and saved:
@@ -287,7 +307,10 @@ def _full_parser(model_name: str, datasets: list[str], interfaces: Interfaces) -
     )
     run.add_argument("--seed", type=int, default=42, metavar="N", help="seed of all random numbers [42]")
     run.add_argument(
-        "--ckpt_path", type=str | None, metavar="TEXT", help="checkpoint: best or last (of the newest run), or a path"
+        "--ckpt_path",
+        type=str | None,
+        metavar="TEXT",
+        help="checkpoint: best or last (of the newest run), auto (go on with an unfinished run), or a path",
     )
     run.add_argument("--log_dir", type=str, default="logs", metavar="TEXT", help="folder of all runs [logs]")
     run.add_argument(
@@ -297,18 +320,20 @@ def _full_parser(model_name: str, datasets: list[str], interfaces: Interfaces) -
         "--run_name", type=str | None, metavar="TEXT", help="folder of the run; default: version_0, version_1, ..."
     )
     run.add_argument("--patience", type=int | None, metavar="N", help="stop after so many epochs without improvement")
-    _add_constructor(parser.add_argument_group("training"), engine.Trainer, "")
-    _add_constructor(parser.add_argument_group("model"), model_interface, "")
+    run.add_argument("--save_every_n_steps", type=int | None, metavar="N", help="save also within epochs, as last.ckpt")
+    run.add_argument("--ema_decay", type=float | None, metavar="X", help="judge averages of the weights, such as 0.999")
+    add_constructor(parser.add_argument_group("training"), engine.Trainer, "")
+    add_constructor(parser.add_argument_group("model"), model_interface, "")
     told = dict.fromkeys(OFFERED, "what the dataset says")
-    _add_constructor(parser.add_argument_group(f"net {net.__name__}"), net, "model.", later=told)
-    _add_constructor(parser.add_argument_group("data"), data_interface, "")
+    add_constructor(parser.add_argument_group(f"net {net.__name__}"), net, "model.", later=told)
+    add_constructor(parser.add_argument_group("data"), data_interface, "")
     takes = {name: set(inspect.signature(load_class("data", name)).parameters) for name in datasets}
     shared = {a for name, own in takes.items() for a in own if any(a in takes[n] for n in takes if n != name)}
     known = {"split"}
     for name in datasets:
         data = load_class("data", name)
         group = parser.add_argument_group(f"dataset {data.__name__}")
-        _add_constructor(group, data, "data.", known, dict.fromkeys(shared, "each dataset's own"))
+        add_constructor(group, data, "data.", known, dict.fromkeys(shared, "each dataset's own"))
         known |= takes[name]
     return parser
 
@@ -341,49 +366,3 @@ def _parts(value: Any, path: str, depth: int = 0) -> Iterator[Any]:
     yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _parts(part, path, depth + 1)
-
-
-def _add_constructor(
-    group: Any, cls: type[Any], prefix: str, skip: Iterable[str] = (), later: Mapping[str, str] | None = None
-) -> None:
-    """Add a flag for each argument of a constructor that has a plain type, with help from the docstring.
-
-    Args:
-        group: Where to add them.
-        cls: Whose constructor.
-        prefix: What the flags begin with.
-        skip: Arguments without a flag.
-        later: Arguments whose default is decided later, and by what.
-    """
-    texts = [cls.__doc__, cls.__init__.__doc__]
-    described = [param for text in texts if text for param in docstring_parser.parse(text).params]
-    help_texts = {param.arg_name: " ".join((param.description or "").split()) for param in described}
-    try:
-        hints = get_type_hints(cls.__init__)
-    except (NameError, TypeError):
-        # A name that only type checkers import: the defaults tell the types.
-        hints = {}
-    for name, parameter in inspect.signature(cls).parameters.items():
-        hint = hints.get(name, type(parameter.default))
-        if name in skip or (not prefix and name in NO_FLAGS) or parameter.kind not in NAMED:
-            continue
-        required = parameter.default is parameter.empty
-        if not is_plain(hint) or hint is type(None):
-            if required:
-                raise engine.MisconfigurationException(
-                    f"{cls.__name__} needs {name}, which no flag can give: annotate it with int, float, str, bool, or "
-                    "lists of these, or give it a default"
-                )
-            continue
-        options: dict[str, Any] = {"type": without_any(hint), "help": help_texts.get(name, "").replace("%", "%%")}
-        if name in (later or {}):
-            described_default = f"{options['help']} Default: {(later or {})[name]}."
-            options |= {"type": without_any(hint | None), "default": None, "help": described_default}
-        elif required:
-            options["required"] = True
-        else:
-            options["default"] = DEFAULTS.get(prefix + name, parameter.default)
-        if options.get("default") is not None:
-            shown = str(options["default"])
-            options["help"] += f" [{shown.lower() if isinstance(options['default'], bool) else shown}]"
-        group.add_argument(f"--{prefix}{name}", metavar=metavar(hint), **options)

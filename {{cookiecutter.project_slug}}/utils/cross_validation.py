@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 import engine
-from utils.run_folder import logger_arguments, write_whole
+from utils.run_folder import logger_arguments
+from utils.run_state import write_whole
 
 
 def fit_folds(arguments: Any, fit: Callable[[Any], dict[str, float]]) -> dict[str, float]:

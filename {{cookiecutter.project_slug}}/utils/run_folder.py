@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 import engine
+from utils.run_state import CONFIG, ENVIRONMENT, LOCK, hold, job_id, mark_finished, release, write_whole
 from utils.samples import fingerprint, per_sample
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 PROJECT = Path(__file__).parents[1]
 KINDS = ("versions", "data", "code")
 CODE = ("data", "engine", "model", "utils")
@@ -37,6 +37,35 @@ class SaveRun(engine.Callback):
 
     def __init__(self, config: str, repeats: str | None) -> None:
         self.config, self.repeats = config, repeats
+        self.complete = False
+
+    def setup(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
+        """Take the run for this process."""
+        log_dir = trainer.log_dir
+        if stage == "fit" and self._has_folder(trainer) and not hold(Path(log_dir)):
+            raise engine.MisconfigurationException(
+                f"another process, which is alive, holds the run {log_dir}; wait for it"
+            )
+
+    def on_fit_end(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
+        """Note whether training is over, or stopped by max_time."""
+        self.complete = not getattr(trainer, "interruption", 0)
+
+    def on_exception(self, trainer: engine.Trainer, pl_module: engine.Module, exception: BaseException) -> None:
+        """Let go of the run."""
+        self.complete = False
+        if self._has_folder(trainer):
+            release(Path(trainer.log_dir))
+
+    def teardown(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
+        """After the test, mark the run as finished and let go of it."""
+        if stage == "test" and self._has_folder(trainer):
+            if self.complete:
+                mark_finished(Path(trainer.log_dir))
+            release(Path(trainer.log_dir))
+
+    def _has_folder(self, trainer: engine.Trainer) -> bool:
+        return trainer.is_global_zero and not trainer.fast_dev_run and Path(trainer.log_dir or "").is_dir()
 
     def on_train_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
         """Write `config.yaml`, `environment.json` and, where the working tree is dirty, `git.diff`."""
@@ -70,6 +99,7 @@ def describe_environment(data: Any) -> dict[str, Any]:
             **{name: version(name) for name in ("torchvision", "torchmetrics", "numpy")},
         },
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
+        "job": job_id(),
         "data": {f"{split}/{name}": fingerprint(s) for split, sets in data.sets.items() for name, s in sets.items()},
         "code": {file.relative_to(PROJECT).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in own},
     }
@@ -154,7 +184,8 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     if folder is not None and same and arguments.run_name in (None, folder.name):
         return {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
     experiment = arguments.experiment or arguments.model_name
-    if arguments.run_name and Path(arguments.log_dir, experiment, arguments.run_name, CONFIG).is_file():
+    taken = arguments.run_name and Path(arguments.log_dir, experiment, arguments.run_name, CONFIG).is_file()
+    if taken and arguments.ckpt_path != "auto":
         raise engine.MisconfigurationException(
             f"--run_name {arguments.run_name}: {Path(arguments.log_dir, experiment)} has a run of that name; choose "
             "another, or go on with it: --ckpt_path last"
@@ -173,10 +204,11 @@ def _check_names(names: dict[str, str | None]) -> None:
 
 def remove_unless_begun(folder: Path) -> None:
     """Remove the folder of a run that was refused before it began, if nothing is in it but this process's own logs."""
-    if (folder / CONFIG).is_file() or os.environ.get("RANK", "0") != "0":
+    if (folder / CONFIG).is_file() or (folder / "checkpoints").is_dir() or os.environ.get("RANK", "0") != "0":
         return
     for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
         events.unlink()
+    (folder / LOCK).unlink(missing_ok=True)
     # The folder of a fold lies within one for all.
     for empty in (folder, folder.parent) if folder.name.startswith("fold_") else (folder,):
         with suppress(OSError):
@@ -213,13 +245,6 @@ def write_predictions(folder: Path, data: Any, batches: list[Any], task: str) ->
                 told["class"] = labels[max(range(width), key=row.__getitem__)]
             writer.writerow([*(told[column] for column in about), *(f"{value:.6g}" for value in row)])
     return write_whole(folder / "predictions.csv", text.getvalue())
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that it is whole or not there."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    return temporary.replace(path)
 
 
 def _git(*words: str) -> str:

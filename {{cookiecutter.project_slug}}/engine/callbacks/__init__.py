@@ -9,9 +9,11 @@ from engine.callbacks.early_stopping import EarlyStopping
 from engine.callbacks.learning_rate_monitor import LearningRateMonitor
 from engine.callbacks.model_checkpoint import ModelCheckpoint, find_checkpoint
 from engine.callbacks.terminal import ModelSummary, RichProgressBar, print_results
+from engine.callbacks.weight_averaging import EMAWeightAveraging
 from engine.exceptions import MisconfigurationException
 
 __all__ = [
+    "EMAWeightAveraging",
     "EarlyStopping",
     "LearningRateMonitor",
     "ModelCheckpoint",

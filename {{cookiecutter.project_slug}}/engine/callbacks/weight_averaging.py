@@ -1,0 +1,103 @@
+"""EMAWeightAveraging: judge and keep a moving average of the weights rather than the newest ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.callback import Callback
+from engine.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from engine.module import Module
+    from engine.trainer import Trainer
+
+
+class EMAWeightAveraging(Callback):
+    """Keeps an exponential moving average of weights and buffers (Polyak & Juditsky 1992).
+
+    After each optimizer step the average becomes decay * average + (1 - decay) * weights.
+    Validation within fit sees the average, checkpoints hold it as their weights (and the newest ones beside it), and
+    after training the module has it.
+
+    Args:
+        decay: Share of the average that stays in each step, from 0 to below 1.
+        update_every_n_steps: Move after every so many optimizer steps.
+    """
+
+    def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
+        if not 0 <= decay < 1 or update_every_n_steps < 1:
+            raise MisconfigurationException(
+                f"decay={decay}, update_every_n_steps={update_every_n_steps}; give a decay from 0 to below 1, and steps "
+                "from 1"
+            )
+        self.decay, self.update_every_n_steps = decay, update_every_n_steps
+        self._average: dict[str, Tensor] = {}
+        self._swapped = False
+        self._step = 0
+
+    def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
+        """Forget an earlier run."""
+        if stage == "fit":
+            self._average = {}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
+        """Take the average from the checkpoint, and give the module the weights that training had come to."""
+        if trainer.stage == "fit" and "current_model_state" in checkpoint:
+            self._average = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Begin with the weights as they are, if there is no average yet."""
+        self._average = self._average or {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Count steps from here."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        """Move the average, if the weights have changed."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if self._step % self.update_every_n_steps:
+            return
+        newest = pl_module.state_dict()
+        moving = [name for name, value in newest.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self._average[n] for n in moving], [newest[n] for n in moving], 1 - self.decay)
+        for name in newest.keys() - set(moving):
+            self._average[name].copy_(newest[name])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Give the module the average, within fit."""
+        if trainer.stage == "fit" and not self._swapped:
+            self._swap(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """Give it its own weights again."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
+        """Keep both, the average as the weights."""
+        if self._average:
+            both = (checkpoint["state_dict"], self._average)
+            checkpoint["state_dict"], checkpoint["current_model_state"] = both if self._swapped else both[::-1]
+
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """The module keeps the average."""
+        pl_module.load_state_dict(self._average)
+
+    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
+        """Leave no swapped weights behind, should validation have failed."""
+        self.on_validation_end(trainer, pl_module)
+
+    def _swap(self, module: Module) -> None:
+        # Of the tensors' memory, not of their values: that is exact, and copies nothing.
+        for name, value in module.state_dict(keep_vars=True).items():
+            value.data, self._average[name] = self._average[name], value.data
+        self._swapped = not self._swapped

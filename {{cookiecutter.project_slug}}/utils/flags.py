@@ -1,0 +1,117 @@
+"""Flags: from the arguments of constructors; which types there can be, and how help and messages show them."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+import engine
+
+PLAIN = (int, float, str, bool, type(None))
+# Decided by main.py, or of no use on a command line.
+NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
+# Where a first run wants other values than the Trainer has.
+DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def is_list(hint: Any) -> bool:
+    """Whether a value is given as a list."""
+    return get_origin(hint) in (list, tuple) or any(get_origin(part) in (list, tuple) for part in get_args(hint))
+
+
+def is_plain(hint: Any) -> bool:
+    """Whether a type is built of numbers, strings, booleans and containers of them: no class, no callable."""
+    if get_origin(hint) is Literal or hint in PLAIN:
+        return True
+    inner = [part for part in get_args(hint) if part is not Ellipsis and not (get_origin(hint) is dict and part is Any)]
+    return get_origin(hint) in (Union, types.UnionType, list, tuple, dict) and all(map(is_plain, inner))
+
+
+def without_any(hint: Any) -> Any:
+    """The same type with bare dicts: of a class that is named in a dict of Any, jsonargparse imports the module."""
+    parts = get_args(hint)
+    if get_origin(hint) is dict and Any in parts:
+        return dict
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(without_any, parts))]  # noqa: UP007
+    return get_origin(hint)[tuple(map(without_any, parts))] if get_origin(hint) in (list, tuple, dict) else hint
+
+
+def metavar(hint: Any) -> str:
+    """How help shows a value of a type."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, parts))
+    if get_origin(hint) in (Union, types.UnionType):
+        return "|".join(dict.fromkeys(map(metavar, parts)))
+    if get_origin(hint) in (list, tuple):
+        return f"{metavar(parts[0])} ..."
+    names: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{...}"}
+    return names[get_origin(hint) or hint]
+
+
+def spell(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return ", ".join(map(str, parts))
+    if kind in (Union, types.UnionType):
+        return " or ".join(spell(part) for part in parts if part is not int or float not in parts)
+    if kind in (list, tuple):
+        example = {int: "1, 2, 3", float: "0.1, 0.2, 0.3"}.get(parts[0], "a, b, c")
+        return f"a list such as [{example}]"
+    if dict in (hint, kind):
+        return f"a mapping such as {{a: {0.1 if float in parts else 1}}}"
+    return words[hint]
+
+
+def add_constructor(
+    group: Any, cls: type[Any], prefix: str, skip: Iterable[str] = (), later: Mapping[str, str] | None = None
+) -> None:
+    """Add a flag for each argument of a constructor that has a plain type, with help from the docstring.
+
+    Args:
+        group: Where to add them.
+        cls: Whose constructor.
+        prefix: What the flags begin with.
+        skip: Arguments without a flag.
+        later: Arguments whose default is decided later, and by what.
+    """
+    texts = [cls.__doc__, cls.__init__.__doc__]
+    described = [param for text in texts if text for param in docstring_parser.parse(text).params]
+    help_texts = {param.arg_name: " ".join((param.description or "").split()) for param in described}
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):
+        # A name that only type checkers import: the defaults tell the types.
+        hints = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        hint = hints.get(name, type(parameter.default))
+        if name in skip or (not prefix and name in NO_FLAGS) or parameter.kind not in NAMED:
+            continue
+        required = parameter.default is parameter.empty
+        if not is_plain(hint) or hint is type(None):
+            if required:
+                raise engine.MisconfigurationException(
+                    f"{cls.__name__} needs {name}, which no flag can give: annotate it with int, float, str, bool, or "
+                    "lists of these, or give it a default"
+                )
+            continue
+        options: dict[str, Any] = {"type": without_any(hint), "help": help_texts.get(name, "").replace("%", "%%")}
+        if name in (later or {}):
+            described_default = f"{options['help']} Default: {(later or {})[name]}."
+            options |= {"type": without_any(hint | None), "default": None, "help": described_default}
+        elif required:
+            options["required"] = True
+        else:
+            options["default"] = DEFAULTS.get(prefix + name, parameter.default)
+        if options.get("default") is not None:
+            shown = str(options["default"])
+            options["help"] += f" [{shown.lower() if isinstance(options['default'], bool) else shown}]"
+        group.add_argument(f"--{prefix}{name}", metavar=metavar(hint), **options)

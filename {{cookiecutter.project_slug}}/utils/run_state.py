@@ -1,0 +1,169 @@
+"""What a run's folder tells of it: its arguments, whether it is finished, and which process holds it.
+
+A run belongs to the process that holds the lock in its folder. The system lets go of the lock when that process
+ends, however it ends, so that nothing has to be tidied up after a kill.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+from torch.distributed.rendezvous import rendezvous
+
+import engine
+
+try:
+    import fcntl
+except ImportError:
+    # Windows: runs are not locked there.
+    fcntl = None  # type: ignore[assignment]
+
+CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
+# Arguments that may change from one start of a run to the next.
+FREE = {"accelerator", "devices", "num_workers", "max_time", "async_save", "log_dir"}
+FREE |= {"enable_progress_bar", "enable_model_summary"}
+_held: dict[Path, TextIO] = {}
+
+
+def hold(folder: Path) -> bool:
+    """Take a run for this process; whether no other live process has it. Only the first of several processes asks."""
+    key = folder.resolve()
+    if key in _held or fcntl is None or os.environ.get("RANK", "0") != "0":
+        return True
+    file = open(folder / LOCK, "w")  # noqa: SIM115  # closing it would let go of the run
+    try:
+        # Unlike flock, lockf is not inherited by the processes that read data, which outlive a killed run by seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            return False
+        print(
+            f"warning: {folder} cannot be locked ({error.strerror}); let one process use it at a time", file=sys.stderr
+        )
+    _held[key] = file
+    return True
+
+
+def release(folder: Path) -> None:
+    """Let go of a run."""
+    if (file := _held.pop(folder.resolve(), None)) is not None:
+        file.close()
+
+
+def mark_finished(folder: Path) -> None:
+    """Note in a run's folder that there is nothing left to do."""
+    write_whole(folder / ENVIRONMENT, json.dumps({**_environment(folder), "finished": True}, indent=2) + "\n")
+
+
+def choose_run(config: str, log_dir: str, experiment: str, run_name: str | None) -> str | None:
+    """The run to go on with, taken for this process.
+
+    Args:
+        config: The arguments as YAML.
+        log_dir: Folder of all runs.
+        experiment: Folder of the runs to look at.
+        run_name: The one run to go on with; default: an unfinished run of the same arguments that no process holds,
+            that of the same Slurm job before others, and the newest of several.
+
+    Returns:
+        Its name; None where a new one is to be started.
+
+    Raises:
+        MisconfigurationException: A live process holds the run of that name.
+        SystemExit: With code 0: the run is finished.
+    """
+    chosen = _ask_first_process(lambda: _choose(config, Path(log_dir, experiment), run_name))
+    if chosen["held"]:
+        raise engine.MisconfigurationException(
+            f"--run_name {run_name}: another process, which is alive, holds that run; wait for it, or choose another"
+        )
+    where = Path(log_dir, experiment, chosen["name"] or "")
+    if os.environ.get("RANK", "0") == "0" and chosen["name"] is not None:
+        print(f"{where} is finished; nothing to do" if chosen["finished"] else f"going on with {where}", flush=True)
+    if chosen["finished"]:
+        raise SystemExit(0)
+    return None if chosen["name"] is None else str(chosen["name"])
+
+
+def job_id() -> str | None:
+    """Slurm's number of the job that this process belongs to, which stays the same when the job is queued again."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file so that it is whole or not there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    return temporary.replace(path)
+
+
+def _choose(config: str, folder: Path, run_name: str | None) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"name": run_name, "finished": False, "held": False}
+    if run_name is not None:
+        if not (folder / run_name).is_dir():
+            return nothing
+        held = not hold(folder / run_name)
+        return nothing | {"held": held, "finished": not held and _is_finished(folder / run_name)}
+    wanted, job = _comparable(yaml.safe_load(config)), job_id()
+    found = [file.parent for glob in (f"*/{CONFIG}", f"*/fold_*/{CONFIG}") for file in folder.glob(glob)]
+    runs = [run for run in found if _comparable(_read_yaml(run / CONFIG)) == wanted]
+    runs.sort(key=lambda run: (job is not None and _environment(run).get("job") == job, _started(run)), reverse=True)
+    for run in runs:
+        own = job is not None and _environment(run).get("job") == job
+        if not _is_finished(run) and hold(run):
+            # Whoever held it a moment ago may have finished it.
+            if not _is_finished(run):
+                return nothing | {"name": run.relative_to(folder).as_posix()}
+            release(run)
+        if own and _is_finished(run):
+            return nothing | {"name": run.relative_to(folder).as_posix(), "finished": True}
+    finished = [run for run in runs if _is_finished(run)]
+    return nothing | {"name": finished[0].relative_to(folder).as_posix(), "finished": True} if finished else nothing
+
+
+def _ask_first_process(ask: Any) -> dict[str, Any]:
+    """The answer of the process of rank 0, by the store through which torch's processes find each other."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return dict(ask())
+    store = next(rendezvous("env://"))[0]
+    key = f"auto-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if os.environ.get("RANK") == "0":
+        store.set(key, json.dumps(ask()))
+    return dict(json.loads(store.get(key)))
+
+
+def _comparable(config: Any) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in FREE} if isinstance(config, dict) else {}
+
+
+def _is_finished(run: Path) -> bool:
+    return _environment(run).get("finished") is True
+
+
+def _started(run: Path) -> int:
+    try:
+        return (run / CONFIG).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
