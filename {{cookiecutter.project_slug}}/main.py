@@ -23,8 +23,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         argv: Words of the command line; default: those of this process.
 
     Returns:
-        Every logged metric: of validation and test for the best checkpoint, of training for the last epoch. With
-        --fold all their means, and deviations under names that end in _std.
+        Every logged metric, of validation and test for the best checkpoint; with --fold all, means and _std.
     """
     try:
         command, arguments = parse(sys.argv[1:] if argv is None else argv, (DInterface, MInterface))
@@ -52,8 +51,7 @@ def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]
         trainer = engine.Trainer(**settings, logger=logs, callbacks=callbacks(arguments))
         trainer.fit(model, datamodule=data, ckpt_path=arguments.ckpt_path)
     except engine.MisconfigurationException:
-        for logger in logs[:1]:
-            remove_unless_begun(Path(logger.log_dir))
+        remove_unless_begun([Path(logger.log_dir) for logger in logs])
         raise
     results = metrics(trainer)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
@@ -94,18 +92,19 @@ def loggers(arguments: Any) -> list[engine.loggers.Logger]:
 
 def callbacks(arguments: Any) -> list[engine.Callback]:
     """What runs beside the training loop."""
-    # Without validation there is nothing to compare: the newest checkpoint counts as the best.
+    # Without validation the newest checkpoint counts as the best.
     blind = not arguments.limit_val_batches and arguments.monitor.startswith("val_")
-    mode = arguments.monitor_mode or usual_mode(arguments.monitor)
-    watch: dict[str, Any] = {"monitor": None if blind else arguments.monitor, "mode": mode}
+    watch: dict[str, Any] = {"monitor": None if blind else arguments.monitor}
+    watch["mode"] = arguments.monitor_mode or usual_mode(arguments.monitor)
     chosen = [
         SaveRun(to_yaml(arguments), arguments.repeats),
         engine.callbacks.LearningRateMonitor(),
         engine.callbacks.ModelCheckpoint(**watch, filename="best", save_last=True),
     ]
-    newest = {"save_top_k": 0, "save_last": True}
     optional: dict[str, Any] = {
-        "save_every_n_steps": lambda n: engine.callbacks.ModelCheckpoint(every_n_train_steps=n, **newest),
+        "save_every_n_steps": lambda n: engine.callbacks.ModelCheckpoint(
+            every_n_train_steps=n, save_top_k=0, save_last=True
+        ),
         "ema_decay": lambda decay: engine.callbacks.EMAWeightAveraging(decay=decay),
         "patience": lambda n: engine.callbacks.EarlyStopping(**watch, patience=n),
     }

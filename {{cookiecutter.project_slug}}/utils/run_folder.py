@@ -202,8 +202,11 @@ def _check_names(names: dict[str, str | None]) -> None:
             )
 
 
-def remove_unless_begun(folder: Path) -> None:
+def remove_unless_begun(folders: list[Path]) -> None:
     """Remove the folder of a run that was refused before it began, if nothing is in it but this process's own logs."""
+    if not folders:
+        return
+    folder = folders[0]
     if (folder / CONFIG).is_file() or (folder / "checkpoints").is_dir() or os.environ.get("RANK", "0") != "0":
         return
     for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):

@@ -29,10 +29,8 @@ class EMAWeightAveraging(Callback):
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
         if not 0 <= decay < 1 or update_every_n_steps < 1:
-            raise MisconfigurationException(
-                f"decay={decay}, update_every_n_steps={update_every_n_steps}; give a decay from 0 to below 1, and steps "
-                "from 1"
-            )
+            given = f"decay={decay}, update_every_n_steps={update_every_n_steps}"
+            raise MisconfigurationException(f"{given}; give a decay from 0 to below 1, and a number of steps from 1")
         self.decay, self.update_every_n_steps = decay, update_every_n_steps
         self._average: dict[str, Tensor] = {}
         self._swapped = False
