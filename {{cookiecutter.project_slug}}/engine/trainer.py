@@ -102,7 +102,7 @@ class Trainer:
         max_epochs: int | None = None,
         min_epochs: int | None = None,
         max_steps: int = -1,
-        max_time: str | timedelta | dict[str, int] | None = None,
+        max_time: str | timedelta | None = None,
         min_steps: int | None = None,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,

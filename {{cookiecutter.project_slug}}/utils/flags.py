@@ -32,6 +32,12 @@ def is_plain(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType, list, tuple, dict) and all(map(is_plain, inner))
 
 
+def plain_part(hint: Any) -> Any:
+    """Of the types of a union, those that a flag can give: the text of `str | timedelta | None`, say."""
+    parts = [part for part in get_args(hint) if is_plain(part)]
+    return Union[tuple(parts)] if parts and get_origin(hint) in (Union, types.UnionType) else hint  # noqa: UP007
+
+
 def without_any(hint: Any) -> Any:
     """The same type with bare dicts: of a class that is named in a dict of Any, jsonargparse imports the module."""
     parts = get_args(hint)
@@ -92,7 +98,7 @@ def add_constructor(
         # A name that only type checkers import: the defaults tell the types.
         hints = {}
     for name, parameter in inspect.signature(cls).parameters.items():
-        hint = hints.get(name, type(parameter.default))
+        hint = plain_part(hints.get(name, type(parameter.default)))
         if name in skip or (not prefix and name in NO_FLAGS) or parameter.kind not in NAMED:
             continue
         required = parameter.default is parameter.empty
