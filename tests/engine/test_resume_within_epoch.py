@@ -1,4 +1,4 @@
-"""A run that goes on from any optimizer step, or from within a validation, ends with the bits of one never interrupted."""
+"""A run that goes on from any optimizer step, or from within a validation, ends with the same bits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch.utils.data import (
 )
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.regression import ExplainedVariance, PearsonCorrCoef
-from toy import Net, dataset, loader, trainer
+from toy import dataset, loader, trainer
 
 EPOCHS, SAMPLES = 3, 10
 

@@ -87,12 +87,12 @@ def test_no_function_is_longer_than_50_lines(path: Path) -> None:
     assert {name: length for name, length in long.items() if length > 50} == {}
 
 
-def test_the_core_has_at_most_3000_lines_and_the_rest_1000() -> None:
+def test_the_core_has_at_most_3900_lines_and_the_rest_1150() -> None:
     extra = [path for path in FILES if name_of(path).startswith("callbacks") or name_of(path) == "loggers"]
     core = [path for path in FILES if path not in extra]
     print(f"\nlines: core {sum(map(lines, core))}, callbacks and loggers {sum(map(lines, extra))}")
-    assert sum(map(lines, core)) <= 3000
-    assert sum(map(lines, extra)) <= 1000
+    assert sum(map(lines, core)) <= 3900
+    assert sum(map(lines, extra)) <= 1150
 
 
 CALLS = """

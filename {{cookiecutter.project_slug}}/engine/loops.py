@@ -178,7 +178,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
         Whether the module asked to skip the rest of the epoch, this batch included.
     """
     state, metrics = t.state, t.metrics
-    batch = t.to_device(batch, 0)
+    batch = to_device(t, batch, 0)
     metrics.begin_batch(Scope.TRAIN_BATCH, batch)
     if call_both(t, Callback.on_train_batch_start, batch, batch_idx) == -1:
         return True
@@ -342,7 +342,7 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
     for batch_idx, batch, _ in Reader(reader.loader, sets.counts[index]).epoch(t.state.seed, 0):
         if broken_off(t):
             break
-        batch = t.to_device(batch, index)
+        batch = to_device(t, batch, index)
         metrics.begin_batch(scope, batch)
         which = (batch_idx,) if metrics.loader is None else (batch_idx, index)
         call_both(t, start, batch, *which)
@@ -357,6 +357,12 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
         if keep:
             kept.append(move_to_device(outputs, CPU))
     return kept
+
+
+def to_device(t: Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """Run the three transfer hooks."""
+    before, move, after = t.transfer_hooks
+    return after(move(before(batch, dataloader_idx), t.device, dataloader_idx), dataloader_idx)
 
 
 def call_both(t: Trainer, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> Any:

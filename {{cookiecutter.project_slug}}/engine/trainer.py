@@ -83,6 +83,8 @@ class Trainer:
     step_takes_batch_idx: bool
     stage: str
     stop: StopRequest
+    # Losses that nobody has looked at yet: (epoch, batch, step, loss).
+    losses: list[tuple[int, int, int, Tensor]]
     # What has interrupted fit, of `engine.signals`; 0 for nothing.
     interruption: int
     # What a checkpoint that is saved during validation takes from before it.
@@ -165,8 +167,6 @@ class Trainer:
         self.transfer_hooks: list[Callable[..., Any]] = []
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
         self.writer = CheckpointWriter(async_save)
-        # Losses that nobody has looked at yet: (epoch, batch, step, loss).
-        self.losses: list[tuple[int, int, int, Tensor]] = []
         enabled = (enable_checkpointing, enable_progress_bar, enable_model_summary)
         self.dispatch(with_defaults(callbacks, *enabled))
 
@@ -324,7 +324,7 @@ class Trainer:
 
     @property
     def is_global_zero(self) -> bool:
-        """Whether this process writes the files and talks to the terminal."""
+        """Whether this process writes files and talks."""
         return distributed.is_rank_zero()
 
     @property
@@ -346,21 +346,17 @@ class Trainer:
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the whole run, for schedulers; inf if there is no limit."""
-        steps = math.inf
-        if self.max_epochs != -1 and self.num_training_batches != UNKNOWN:
-            steps = math.ceil(self.num_training_batches / self.accumulate_grad_batches) * self.max_epochs
-        return min(steps, self.max_steps) if self.max_steps != -1 else steps
+        known = self.max_epochs != -1 and self.num_training_batches != UNKNOWN
+        per_epoch = math.ceil(self.num_training_batches / self.accumulate_grad_batches) if known else 0
+        return min(
+            per_epoch * self.max_epochs if known else math.inf, self.max_steps if self.max_steps != -1 else math.inf
+        )
 
     def evaluation_loaders(self, stage: str) -> LoaderSet:
         """The prepared "validation", "test" or "predict" loaders, the batches to run of each, and their names."""
         sets = self.loaders.get("val" if stage == "validation" else stage)
         steps = self.num_sanity_val_steps if self.sanity_checking else -1
         return sets if steps == -1 else sets._replace(counts=[min(steps, count) for count in sets.counts])
-
-    def to_device(self, batch: Any, dataloader_idx: int) -> Any:
-        """Run the three transfer hooks."""
-        before, move, after = self.transfer_hooks
-        return after(move(before(batch, dataloader_idx), self.device, dataloader_idx), dataloader_idx)
 
     def log_metrics(self, values: dict[str, float], step: int) -> None:
         """Hand values to all loggers, with the epoch."""
@@ -372,10 +368,10 @@ class Trainer:
     def _evaluate(
         self, stage: str, model: Module | None, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
     ) -> list[dict[str, float]]:
-        kind, phase = {"validate": ("val", "validation"), "test": ("test", "test")}[stage]
+        kind = {"validate": "val", "test": "test"}[stage]
         with lifecycle.run(self, stage, self._or_last(model), datamodule, {kind: dataloaders}):
             resume.restore_weights(self, find_checkpoint(self, ckpt_path))
-            results = loops.evaluate(self, phase)
+            results = loops.evaluate(self, {"validate": "validation", "test": "test"}[stage])
         if verbose and distributed.is_rank_zero():
             print_results(stage, results, self.loaders.get(kind).names)
         return results
@@ -384,7 +380,7 @@ class Trainer:
         """Keep the callbacks, and look up once which of them override which hook."""
         for callback in callbacks:
             check_hook_names(callback, Callback)
-        keys = [callback.state_key for callback in callbacks if is_overridden(callback, "state_dict", Callback)]
+        keys = [c.state_key for c in callbacks if is_overridden(c, "state_dict", Callback)]
         if len(set(keys)) < len(keys):
             raise MisconfigurationException(f"callbacks would overwrite each other's state: {keys}; override state_key")
         # Checkpoints last: what they save of the other callbacks is then up to date.
@@ -393,8 +389,7 @@ class Trainer:
         # Callbacks that monitor see the end of a batch or an epoch later than the others.
         self._late: Table = override_table([callback for callback in self.callbacks if callback.monitoring])
         others = override_table([callback for callback in self.callbacks if not callback.monitoring])
-        for name in ("on_train_batch_end", "on_train_epoch_end"):
-            self.overrides[name] = others[name]
+        self.overrides |= {name: others[name] for name in ("on_train_batch_end", "on_train_epoch_end")}
 
     def _or_last(self, model: Module | None) -> Module:
         if model is None and not hasattr(self, "module"):

@@ -276,7 +276,7 @@ def _newest_good(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Check
             resume.check_resumable(file, loaded)
             return file, loaded
         except MisconfigurationException as error:
-            distributed.rank_zero_warn(f"{error}; looking for an older one")
+            distributed.rank_zero_warn(f"{str(error).partition('; ')[0]}; looking for an older one")
     for logger in trainer.loggers:
         # What a killed run may have logged before its first checkpoint.
         if hasattr(logger, "load_state_dict"):
