@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.regression import ExplainedVariance, PearsonCorrCoef
-from toy import dataset, loader, trainer
+from toy import Net, dataset, loader, trainer
 
 EPOCHS, SAMPLES = 3, 10
 
@@ -117,7 +119,8 @@ def run(train: Any, ckpt_path: Any = None, callbacks: tuple[Any, ...] = (), **op
 def check_every_point(make: Any, points: slice = slice(None), **options: Any) -> None:
     """Save at every point of a run, and go on from each of them."""
     whole, text, events = run(make(), callbacks=(SaveEach(),), **options)
-    files = sorted(Path("each").glob("*.ckpt"))
+    # Before the first batch there is nothing yet to go on from.
+    files = sorted(file for file in Path("each").glob("*.ckpt") if file.name != "0-0-start.ckpt")
     assert len(files) >= 3 * EPOCHS
     for file in files[points]:
         resumed, again, events_again = run(make(), ckpt_path=file, callbacks=(SaveEach(),), **options)
@@ -188,7 +191,7 @@ class Batches:
         return iter(self.batches)
 
 
-@pytest.mark.filterwarnings("ignore:resuming within an epoch")
+@pytest.mark.filterwarnings("ignore:.*after a resume within")
 @pytest.mark.parametrize(
     "make",
     [
@@ -200,9 +203,47 @@ class Batches:
         lambda: DataLoader(Stream(), 2),
         lambda: DataLoader(Stream(), 2, num_workers=1),
         lambda: DataLoader(Remembers(), 2),
+        lambda: StatefulDataLoader(Noisy(), 2, shuffle=True),
+        lambda: StatefulDataLoader(dataset(SAMPLES), 2, shuffle=True, num_workers=1),
+        lambda: StatefulDataLoader(Remembers(), 2),
         lambda: Batches([(torch.full((2, 3), n / 9), torch.tensor([[n], [1.0]])) for n in range(5)]),
     ],
-    ids=["weighted", "subset", "replacement", "own", "own, worker", "stream", "stream, worker", "keeps state", "list"],
+    ids=[
+        "weighted",
+        "subset",
+        "replacement",
+        "own",
+        "own, worker",
+        "stream",
+        "stream, worker",
+        "keeps state",
+        "torchdata",
+        "torchdata, worker",
+        "torchdata, stream",
+        "list",
+    ],
 )
 def test_with_every_kind_of_loader(make: Any) -> None:
     check_every_point(make, slice(None, None, 2))
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        (lambda: DataLoader(Noisy(), 2, shuffle=True), None),
+        (lambda: DataLoader(Noisy(), 2, sampler=SubsetRandomSampler(range(SAMPLES))), None),
+        (lambda: DataLoader(Remembers(), 2), None),
+        (lambda: StatefulDataLoader(Noisy(), 2, shuffle=True), None),
+        (lambda: DataLoader(Noisy(), 2, sampler=Backwards()), "Backwards is read again from the epoch's start"),
+        (lambda: DataLoader(Stream(), 2), "Stream is read again"),
+        (lambda: Batches([dataset(2).tensors]), "Batches is read again"),
+        (lambda: StatefulDataLoader(Noisy(), 2, num_workers=1), "StatefulDataLoader: .* its workers draw are not in"),
+    ],
+)
+def test_what_may_not_be_exact_says_so_at_the_start(
+    train: Any, told: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    trainer(limit_train_batches=1).fit(Net(), train())
+    messages = [str(warning.message) for warning in recwarn if "after a resume" in str(warning.message)]
+    assert len(messages) == (told is not None)
+    assert told is None or re.match(told, messages[0])

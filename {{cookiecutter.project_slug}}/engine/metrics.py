@@ -242,7 +242,14 @@ class MetricStore:
 
     def load_state_dict(self, state: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned; `metrics` are the module's parts by name."""
+        if type(state["validated"]) is not bool:
+            raise TypeError("validated is true or false")
         for stage, scope, name, tag, loader, options, last, total, weight, metric in state["meters"]:
+            for value in (last, total, weight):
+                if not (
+                    value is None or isinstance(value, int | float) or (isinstance(value, Tensor) and not value.ndim)
+                ):
+                    raise TypeError(f"{name}: one number expected")
             values = {"last": last, "total": total, "weight": weight, "metric": metrics.get(metric)}
             self.meters[stage, Scope[scope], name, tag] = Meter(name, loader, LogOptions(*options), **values)
         for name in ("callback_values", "logged", "progress_bar"):

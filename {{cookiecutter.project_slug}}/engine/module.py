@@ -257,11 +257,13 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         loaded = checkpoints.load(Path(checkpoint_path))
         accepted = inspect.signature(cls.__init__).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
-        saved = {k: v for k, v in loaded["hyper_parameters"].items() if takes_any or k in accepted}
-        module = cls(**{**saved, **overrides})
-        module.hparams.update({k: v for k, v in loaded["hyper_parameters"].items() if k not in overrides})
-        module.configure_model()
-        module.on_load_checkpoint(loaded)
+        given = {name: value for name, value in loaded["hyper_parameters"].items() if name != "self"}
+        with checkpoints.fitting(checkpoint_path, "hyper_parameters"):
+            saved = {name: value for name, value in given.items() if takes_any or name in accepted}
+            module = cls(**{**saved, **overrides})
+            module.hparams.update({name: value for name, value in given.items() if name not in overrides})
+            module.configure_model()
+            module.on_load_checkpoint(loaded)
         checkpoints.load_weights(module, loaded["state_dict"], checkpoint_path)
         return module.to(map_location)
 

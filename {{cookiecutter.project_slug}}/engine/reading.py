@@ -87,19 +87,22 @@ class Reader:
 
     def inexact(self) -> str | None:
         """Why resuming within an epoch may not be exact; None where it is."""
-        samplers = [getattr(self.loader, name, None) for name in ("sampler", "batch_sampler")]
-        known = isinstance(self.loader, DataLoader) and not isinstance(self.loader.dataset, IterableDataset)
-        known = known and all(type(s).__module__.startswith(("torch.", "engine.")) or s is None for s in samplers)
-        parts = [self.loader, getattr(self.loader, "dataset", None), *samplers]
-        if known or self._source is not None or any(hasattr(part, "set_epoch") for part in parts):
+        parts = {name: getattr(self.loader, name, None) for name in ("dataset", "sampler", "batch_sampler")}
+        if self._source is not None:
+            workers = self._source is self.loader and bool(vars(self.loader).get("num_workers"))
+            reason = "the random numbers that its workers draw are not in its state"
+            return f"{type(self.loader).__name__}: after a resume within an epoch, {reason}" if workers else None
+        if any(hasattr(part, "set_epoch") for part in (self.loader, *parts.values())):
             return None
-        foreign = next((s for s in samplers if s is not None and not type(s).__module__.startswith("torch.")), None)
-        name = type(
-            self.loader.dataset if foreign is None and hasattr(self.loader, "dataset") else foreign or self.loader
-        )
+        streams = not isinstance(self.loader, DataLoader) or isinstance(self.loader.dataset, IterableDataset)
+        own = [part for name, part in parts.items() if name != "dataset" and part is not None]
+        foreign = [part for part in own if not type(part).__module__.startswith(("torch.", "engine."))]
+        if not streams and not foreign:
+            return None
+        name = type(foreign[0] if foreign else parts["dataset"] or self.loader).__name__
         return (
-            f"resuming within an epoch reads {name.__name__} again from the epoch's start, which is exact only if its "
-            "order comes from torch's, Python's or NumPy's global random numbers or is always the same; give it "
+            f"{name} is read again from the epoch's start after a resume within it, which is exact only if its order "
+            "comes from torch's, Python's or NumPy's global random numbers or is always the same; give it "
             "set_epoch(epoch), or state_dict and load_state_dict"
         )
 
@@ -108,17 +111,19 @@ class Reader:
             seed_cpu(seed)
             self._random = capture_rng(gpu=False)
         resumed, self._resumed = self._resumed, None
+        within = bool(done)
         if resumed is not None and self._source is not None:
-            # A new epoch has new random numbers.
-            self._random = resumed["random"] if done else self._random
             self._before_ahead, done = resumed, 0
             self._source.load_state_dict(resumed["source"])
-            if resumed["ended"]:
-                return iter(()).__next__
-        iterator = self._apart(lambda: iter(self.loader))
+        ended = within and resumed is not None and resumed["ended"]
+        iterator = iter(()) if ended else self._apart(lambda: iter(self.loader))
+        if resumed is not None and within:
+            # After `iter`, which draws the order as at the epoch's start; a new epoch has new random numbers.
+            self._random = resumed["random"]
         begin, told = time.monotonic(), False
         for number in range(done):
-            _next(lambda: self._apart(iterator.__next__))
+            if _next(lambda: self._apart(iterator.__next__)) is END:
+                break
             if not told and (told := time.monotonic() - begin > PATIENCE):
                 print(f"reading the first {done} batches of the epoch again, {number + 1} so far", flush=True)
         return lambda: self._apart(iterator.__next__)
@@ -135,7 +140,7 @@ class Reader:
     def _capture(self) -> dict[str, Any]:
         if self._source is None:
             return {}
-        return {"source": deepcopy(self._source.state_dict()), "random": self._random, "ended": False}
+        return {"source": deepcopy(self._source.state_dict()), "random": self._random, "ended": self._finished}
 
 
 def _next(read: Callable[[], Any]) -> Any:

@@ -113,7 +113,8 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
     path, loaded = found
     if t.stage == "fit":
         check_resumable(path, loaded)
-    t.module.on_load_checkpoint(loaded)
+    with fitting(path, "content"):
+        t.module.on_load_checkpoint(loaded)
     load_weights(t.module, loaded["state_dict"], path)
     if t.stage != "fit":
         return
@@ -121,9 +122,9 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
         with fitting(path, "datamodule"):
             t.datamodule.load_state_dict(loaded["datamodule"])
     for callback in t.callbacks:
-        callback.on_load_checkpoint(t, t.module, loaded)
-        if callback.state_key in loaded["callbacks"]:
-            with fitting(path, f"callbacks[{callback.state_key!r}]"):
+        with fitting(path, f"callbacks[{callback.state_key!r}]"):
+            callback.on_load_checkpoint(t, t.module, loaded)
+            if callback.state_key in loaded["callbacks"]:
                 callback.load_state_dict(loaded["callbacks"][callback.state_key])
 
 
@@ -141,6 +142,8 @@ def restore_training(t: Trainer, path: Path, loaded: Checkpoint) -> None:
             )
         for target, saved in zip(targets, loaded[key], strict=True):
             with fitting(path, key):
+                if type(target).__module__ == "torch.optim.lr_scheduler":
+                    _check_kind(saved, target.state_dict())
                 target.load_state_dict(saved)
     with fitting(path, "precision"):
         t.precision_plugin.load_state_dict(loaded["precision"])
@@ -163,9 +166,13 @@ def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
         saved = dict(loaded["state"])
         t.should_stop = bool(saved.pop("should_stop"))
         t.state = type(t.state)(**saved)
-        if not all(type(n) is int and n >= 0 for n in (t.state.seed, t.state.epoch, t.state.batches_done)):
+        _check_kind(asdict(t.state), asdict(type(t.state)(seed=0)))
+        if not all(0 <= number < 2**63 for number in asdict(t.state).values()):
             raise ValueError(f"{saved}")
-    if t.state.batches_done and (now := _order(t)) != loaded["order"]:
+    with fitting(path, "order"):
+        same = bool(_order(t) == loaded["order"])
+    if t.state.batches_done and not same:
+        now = _order(t)
         changed = {name: value for name, value in now.items() if loaded["order"].get(name) != value}
         raise MisconfigurationException(
             f"checkpoint {path} was saved within epoch {t.state.epoch}, which cannot go on with other samples: now "
@@ -174,8 +181,38 @@ def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
         )
 
 
+def _check_kind(saved: Any, own: Any) -> None:
+    """Refuse a state that is not built like the one that it replaces; what is None there may be anything.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if own is None:
+        return
+    if isinstance(own, dict):
+        by_number = isinstance(saved, dict) and all(
+            type(n) is int for item in (*saved.items(), *own.items()) for n in item
+        )
+        if not by_number and (not isinstance(saved, dict) or own.keys() != saved.keys()):
+            raise TypeError(f"{list(own)} expected")
+        pairs = [] if by_number else [(saved[key], own[key]) for key in own]
+    elif isinstance(own, list | tuple):
+        if type(saved) is not type(own) or len(saved) != len(own):
+            raise TypeError(f"{len(own)} values expected")
+        pairs = list(zip(saved, own, strict=True))
+    else:
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (saved, own))
+        if not numbers and type(saved) is not type(own):
+            raise TypeError(f"{saved!r:.50} in place of {own!r:.50}")
+        pairs = []
+    for one, other in pairs:
+        _check_kind(one, other)
+
+
 def _restore_metric(metric: Any, saved: dict[str, Any]) -> None:
     if isinstance(metric, Metric):
+        if type(saved["updates"]) is not int or saved["values"].keys() != metric._defaults.keys():
+            raise TypeError(f"{sorted(metric._defaults)} expected")
         # Copies: metrics of one group share tensors, and tensors that are shared in the file still are.
         for key, value in move_to_device(deepcopy(saved["values"]), metric.device).items():
             setattr(metric, key, value)

@@ -27,7 +27,7 @@ from engine.optim import LRSchedulerConfig, parse_optimizers
 from engine.precision import Precision, PrecisionName
 from engine.reading import UNKNOWN
 from engine.seed import global_seed
-from engine.signals import StopRequest, seconds_of
+from engine.signals import StopRequest, leave, seconds_of
 from engine.strategy import Strategy, check_devices, make_strategy, select_device
 
 
@@ -89,7 +89,7 @@ class Trainer:
     interruption: int
     # What a checkpoint that is saved during validation takes from before it.
     before_validation: dict[str, Any] | None
-    # File and step from which training went on.
+    # File and epoch from which training went on.
     resumed: tuple[Path, int] | None
 
     def __init__(
@@ -204,7 +204,7 @@ class Trainer:
             loops.call_both(self, Callback.on_fit_start)
             if found is not None:
                 resume.restore_training(self, *found)
-                self.resumed = (found[0], self.state.global_step)
+                self.resumed = (found[0], self.state.epoch)
             log_hyperparams(self)
             model.zero_grad()
             if self.num_sanity_val_steps and self.validates and not self.state.batches_done:
@@ -217,6 +217,8 @@ class Trainer:
                 loops.fit_epochs(self)
             self.writer.wait()
             loops.call_both(self, Callback.on_fit_end)
+            # A signal that came too late to interrupt anything.
+            leave(self.stop.pending())
 
     def validate(
         self,

@@ -49,11 +49,13 @@ def load_class(folder: Folder, name: str) -> type[Any]:
         MisconfigurationException: There is no such file, it cannot be imported, or it lacks the class.
     """
     known = names(folder)
+    if not isinstance(name, str):
+        raise MisconfigurationException(f"{FLAG[folder]} {name!r:.50}: give a name; there are: {', '.join(known)}")
     if name not in known:
         nearest = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise MisconfigurationException(
-            f"{FLAG[folder]} {name}: there is no {WHAT[folder]} of that name; {hint}"
+            f"{FLAG[folder]} {' '.join(name.split())[:200]}: there is no {WHAT[folder]} of that name; {hint}"
             f"there are: {', '.join(known)} (files in {folder}/)"
         )
     file = f"{folder}/{name}.py"
@@ -183,6 +185,8 @@ def pick(name: str, known: Mapping[str, T], flag: str) -> T:
     Raises:
         MisconfigurationException: Nothing does; the message says what there is, and what is nearest.
     """
+    if not isinstance(name, str):
+        raise MisconfigurationException(f"{flag} {name!r:.50}: give a name, such as {next(iter(known))}")
     if name in known:
         return known[name]
     plain = {other.replace("_", "").lower(): other for other in known}

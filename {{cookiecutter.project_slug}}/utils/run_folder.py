@@ -109,7 +109,7 @@ def warn_of_differences(folder: Path, now: dict[str, Any]) -> None:
     """Say on the error stream what is not as it was in an earlier run, a line for each kind."""
     try:
         then = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         then = None
     if not isinstance(then, dict) or not all(isinstance(then.get(kind, {}), dict) for kind in KINDS):
         print(f"warning: {folder / ENVIRONMENT} is damaged, so that nothing can be compared", file=sys.stderr)

@@ -157,7 +157,7 @@ def _started(run: Path) -> int:
 def _environment(run: Path) -> dict[str, Any]:
     try:
         content = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

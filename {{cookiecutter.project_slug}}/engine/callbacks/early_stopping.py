@@ -68,8 +68,8 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        self.wait_count, self.stopped_epoch = int(state_dict["wait_count"]), int(state_dict["stopped_epoch"])
+        self.best_score, self.stopping_reason = float(state_dict["best_score"]), str(state_dict["stopping_reason"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Check, and tell the trainer if it is time."""

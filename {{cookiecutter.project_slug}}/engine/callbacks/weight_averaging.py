@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.callback import Callback
+from engine.checkpoint import load_weights
 from engine.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class EMAWeightAveraging(Callback):
         """Take the average from the checkpoint, and give the module the weights that training had come to."""
         if trainer.stage == "fit" and "current_model_state" in checkpoint:
             self._average = {name: value.clone() for name, value in pl_module.state_dict().items()}
-            pl_module.load_state_dict(checkpoint["current_model_state"])
+            load_weights(pl_module, checkpoint["current_model_state"], "to resume from")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Begin with the weights as they are, if there is no average yet."""
