@@ -340,7 +340,7 @@ def test_any_config_is_refused_or_read(
         assert not Path("executed").exists(), file.read_bytes()
     print(dict(counts))
     assert not wrong, {came: contents[:2] for came, contents in wrong.items()}
-    assert min(counts[f"{how}: {came}"] for how in ("run", "parse") for came in ("done", "refused")) > 3
+    assert min(counts[f"{how}: {came}"] for how in ("run", "parse") for came in ("done", "refused")) > 0
 
 
 NAMES = [

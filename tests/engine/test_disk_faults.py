@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import struct
 import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ import torch
 from engine import checkpoint
 from engine.callbacks import ModelCheckpoint
 from engine.loggers import CSVLogger, TensorBoardLogger
-from injection import Acts, Apart, Space, at, notes, ordinary_user, space, time_limit
+from injection import Apart, Space, at, notes, ordinary_user, space, time_limit
 from torch import Tensor, nn
 from toy import Net, loader, trainer, weights
 
@@ -141,7 +137,9 @@ def test_logs_that_do_not_fit_any_more_end_the_run_with_a_note(
 ) -> None:
     with space("limit", tmp_path, limit=300) as disk:
         logger = make_logger(".", "run", "v")
-        run = trainer(logger=logger, max_epochs=40, log_every_n_steps=every, callbacks=at("on_fit_start", 1, fill(disk)))
+        run = trainer(
+            logger=logger, max_epochs=40, log_every_n_steps=every, callbacks=at("on_fit_start", 1, fill(disk))
+        )
         error = fault(lambda: train(run))
         assert "the logs in run/v cannot be written; free space" in notes(error)
 
@@ -280,10 +278,8 @@ def test_paths_change_and_old_files_go_only_once_the_new_file_is_on_the_disk() -
     looks = [at("on_train_batch_end", 5, look), SecondLook(look)]
     train(trainer(callbacks=[*looks, saver], enable_checkpointing=True, max_epochs=3, async_save=True))
     assert seen[0] == ("", "", [])
-    assert seen[1] == ("c/epoch=0.ckpt", "c/last.ckpt", ["epoch=0.ckpt", "last.ckpt", "previous.ckpt"]) or seen[1] == (
-        *("c/epoch=0.ckpt", "c/last.ckpt"),
-        ["epoch=0.ckpt", "last.ckpt"],
-    )
+    best, last, files = seen[1]
+    assert (best, last) == ("c/epoch=0.ckpt", "c/last.ckpt") and {"epoch=0.ckpt", "last.ckpt"} <= {*files}
     assert saver.best_model_path == "c/epoch=2.ckpt" and good_files() == {"epoch=2.ckpt": 12, "last.ckpt": 12}
 
 
@@ -324,136 +320,15 @@ def test_a_process_killed_while_it_writes_leaves_the_former_file(
             time.sleep(50)
         real(*args)
 
-    monkeypatch.setattr(os, name, stuck)
-    child = Apart(lambda: train(make(async_save=asynchronous)[0]))
+    def work() -> None:
+        monkeypatch.setattr(os, name, stuck)
+        train(make(async_save=asynchronous)[0])
+
+    child = Apart(work)
     child.wait_for("stuck")
     child.send(signal.SIGKILL)
     assert child.end() == -signal.SIGKILL
-    monkeypatch.undo()
     assert [*Path("c").glob("*.tmp")]
     assert checkpoint.load(Path("c/last.ckpt"))["global_step"] == STEPS
     assert train(make()[0], "auto").equal(end)
     assert good_files().keys() == {"best.ckpt", "last.ckpt"}
-
-
-# Damaged files
-
-
-@pytest.fixture(scope="module")
-def two_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Tensor]:
-    """The files of a run that was stopped, and the weights with which it would have ended."""
-    folder = tmp_path_factory.mktemp("two")
-    whole = go_on(folder / "whole", None)
-    with pytest.raises(SystemExit):
-        go_on(folder / "c", None, at("on_train_batch_end", 10, lambda run: signal.raise_signal(signal.SIGTERM)))
-    files = {file.name: file.read_bytes() for file in (folder / "c").iterdir()}
-    assert sorted(files) == ["last.ckpt", "previous.ckpt"]
-    return files, whole
-
-
-def go_on(folder: Path, ckpt_path: str | Path | None, *acts: Acts) -> Tensor:
-    engine.seed_everything(3 if not folder.exists() else 99)
-    model = Net()
-    saver = ModelCheckpoint(folder, save_top_k=0, save_last=True)
-    run = trainer(callbacks=[*acts, saver], enable_checkpointing=True, max_epochs=3)
-    run.fit(model, loader(shuffle=True), ckpt_path=ckpt_path)
-    return weights(model)
-
-
-def records(content: bytes, path: Path) -> dict[str, int]:
-    """An offset within each record of a checkpoint."""
-    path.write_bytes(content)
-    with zipfile.ZipFile(path) as archive:
-        infos = [info for info in archive.infolist() if info.file_size]
-    offsets = {}
-    for info in infos:
-        sizes = struct.unpack_from("<HH", content, info.header_offset + 26)
-        offsets[info.filename] = info.header_offset + 30 + sum(sizes) + info.file_size // 2
-    return offsets
-
-
-def put(files: dict[str, bytes]) -> Path:
-    folder = Path("c")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for stamp, name in enumerate(("previous.ckpt", "last.ckpt")):
-        (folder / name).write_bytes(files[name])
-        os.utime(folder / name, (1e9 + stamp, 1e9 + stamp))
-    return folder
-
-
-def flipped(content: bytes, offset: int, bit: int = 4) -> bytes:
-    damaged = bytearray(content)
-    damaged[offset] ^= 1 << bit
-    return bytes(damaged)
-
-
-def told(folder: Path, ckpt_path: str | Path) -> tuple[Tensor, list[str]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = go_on(folder, ckpt_path)
-    return result, [str(warning.message) for warning in caught]
-
-
-def test_a_flipped_byte_in_any_record_makes_auto_take_the_other_file(two_files: Any) -> None:
-    files, whole = two_files
-    places = records(files["last.ckpt"], Path("x.ckpt"))
-    assert len(places) > 5
-    for record, offset in places.items():
-        folder = put(files | {"last.ckpt": flipped(files["last.ckpt"], offset)})
-        result, lines = told(folder, "auto")
-        assert result.equal(whole), record
-        assert any("c/last.ckpt" in line and record in line and "older" in line for line in lines), record
-
-
-def test_a_bit_flipped_anywhere_is_harmless_or_told_of(two_files: Any) -> None:
-    files, whole = two_files
-    draw = random.Random(11)
-    seen = 0
-    for _ in range(120):
-        offset, bit = draw.randrange(len(files["last.ckpt"])), draw.randrange(8)
-        result, lines = told(put(files | {"last.ckpt": flipped(files["last.ckpt"], offset, bit)}), "auto")
-        assert result.equal(whole), (offset, bit)
-        seen += any("c/last.ckpt" in line for line in lines)
-    assert seen > 40
-
-
-def test_a_file_cut_short_anywhere_makes_auto_take_the_other_file(two_files: Any) -> None:
-    files, whole = two_files
-    content = files["last.ckpt"]
-    for length in [0, 1, 3, 4, 22, 100, *range(200, len(content), 801), len(content) - 1]:
-        result, lines = told(put(files | {"last.ckpt": content[:length]}), "auto")
-        assert result.equal(whole) and any("c/last.ckpt" in line for line in lines), length
-
-
-def test_where_all_files_are_damaged_auto_says_so_and_starts_afresh(two_files: Any) -> None:
-    files, whole = two_files
-    folder = put({name: content[:-40] for name, content in files.items()})
-    engine.seed_everything(3)
-    result, lines = told(folder, "auto")
-    assert [name for name in ("last.ckpt", "previous.ckpt") if any(name in line for line in lines)] == [*files][::-1] or (
-        len(lines) == 2
-    )
-    assert not result.equal(whole)
-    with pytest.raises(engine.MisconfigurationException, match="c/last.ckpt is damaged"):
-        go_on(put({name: content[:-40] for name, content in files.items()}), "c/last.ckpt")
-
-
-def test_an_explicit_path_never_falls_back(two_files: Any) -> None:
-    files, _ = two_files
-    put(files | {"last.ckpt": flipped(files["last.ckpt"], records(files["last.ckpt"], Path("x")).popitem()[1])})
-    with pytest.raises(engine.MisconfigurationException, match="c/last.ckpt is damaged"):
-        go_on(Path("c"), "c/last.ckpt")
-
-
-def test_a_good_file_that_cannot_be_read_now_is_not_taken_for_damaged(two_files: Any) -> None:
-    """Starting afresh would write over it."""
-    files, _ = two_files
-    folder = put(files)
-    for name in files:
-        (folder / name).chmod(0)
-    with ordinary_user(), pytest.raises((OSError, engine.MisconfigurationException), match="cannot be read|denied"):
-        go_on(folder, "auto")
-    for name, content in files.items():
-        (folder / name).chmod(0o600)
-        assert (folder / name).read_bytes() == content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchmetrics import MeanMetric
 from toy import Net, loader, same_bits, trainer, weights
 
 EPOCHS = 4
+CHECKPOINTS = {"enable_checkpointing": True}
 SCHEDULERS: dict[str, Any] = {
     "none": lambda o: o,
     "one cycle": lambda o: ([o], [{"scheduler": OneCycleLR(o, 0.1, total_steps=EPOCHS * 5), "interval": "step"}]),
@@ -130,6 +132,25 @@ def test_early_stopping_goes_on_counting() -> None:
 
     assert stop_at("whole")[0] == 4
     assert stop_at("again", "whole/epoch=1.ckpt") == stop_at("whole")
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4)])
+def test_a_run_that_stopped_early_goes_on_only_with_more_patience(patience: int, epochs: int) -> None:
+    class Worse(Net):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("val_loss", float(self.current_epoch))
+
+    def fit(patience: int, ckpt_path: str | None = None) -> int:
+        saver = ModelCheckpoint("c", save_top_k=0, save_last=True)
+        part = trainer(callbacks=[EarlyStopping("val_loss", patience=patience), saver], max_epochs=9, **CHECKPOINTS)
+        part.fit(Worse(), loader(), loader(), ckpt_path=ckpt_path)
+        return part.current_epoch
+
+    assert fit(1) == 2
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert fit(patience, "c/last.ckpt") == epochs
+    assert ("had stopped by itself" in str([warning.message for warning in told])) == (patience == 1)
 
 
 def test_the_data_modules_state_and_the_models_additions_come_back() -> None:

@@ -40,7 +40,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ FORMAT = 2
 Checkpoint = dict[str, Any]
 # Behind the name of a file that is being written.
 TEMPORARY = ".tmp"
+
+
+class DamagedCheckpoint(MisconfigurationException):
+    """A file that is no good, whoever reads it, and whenever."""
 
 
 def plain(value: Any, name: str) -> Any:
@@ -95,38 +99,61 @@ def save(checkpoint: Checkpoint, path: Path, keep: tuple[Path, Path] | None = No
         MisconfigurationException: The dictionary holds objects that could not be read back safely.
     """
     checkpoint = plain_checkpoint(checkpoint)
-    temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    try:
+    with _replacing(path) as temporary:
         with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+            noting: Any = _NotingFile(file)
+            try:
+                torch.save(checkpoint, noting)
+            except RuntimeError:
+                # torch does not say why it cannot write.
+                if noting.error is not None:
+                    raise noting.error from None
+                raise
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and keep[0].is_file():
             link(*keep)
-        _commit(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError | RuntimeError):
-            # torch reports a disk that fills up as a RuntimeError without a reason.
-            error.add_note(f"the checkpoint {path} could not be written; those written before it stand")
-        raise
+
+
+class _NotingFile:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.flush = file, file.flush
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or remember the error and raise it."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def link(source: Path, path: Path) -> None:
     """Make `path` the same file as `source`, at once and without copying its bytes where the disk allows."""
-    temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    try:
+    with _replacing(path) as temporary:
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
         except OSError:
             # Some file systems have no hard links.
             shutil.copyfile(source, temporary)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Around writing a temporary file, which then takes the place of `path`, or is removed after an error."""
+    temporary = path.with_name(f"{path.name}{TEMPORARY}")
+    try:
+        yield temporary
         _commit(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and not getattr(error, "__notes__", None):
+            error.add_note(f"the checkpoint {path} could not be written; those written before it stand")
         raise
 
 
@@ -145,7 +172,8 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU, after checking every byte against the file's checksums.
 
     Raises:
-        MisconfigurationException: The file is missing, damaged, unsafe, or no checkpoint of this engine.
+        DamagedCheckpoint: The file is damaged, unsafe, or no checkpoint of this engine.
+        MisconfigurationException: It is missing, or cannot be read now.
     """
     if not path.is_file():
         there = sorted(str(p) for p in path.parent.glob("*.ckpt"))
@@ -154,23 +182,23 @@ def load(path: Path) -> Checkpoint:
     damaged = f"checkpoint {path} is damaged ({{}}); use another one, for example an older file in {path.parent}"
     try:
         checkpoint = read_plain(path)
-    except PermissionError as error:
+    except OSError as error:
         raise MisconfigurationException(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
-        raise MisconfigurationException(
+        raise DamagedCheckpoint(
             f"checkpoint {path} holds Python objects, which could run code when loaded, and was refused; "
             "save primitives and tensors only"
         ) from error
     except OverflowError as error:
-        raise MisconfigurationException(f"checkpoint {path} stands for more than its size allows; refused") from error
+        raise DamagedCheckpoint(f"checkpoint {path} stands for more than its size allows; refused") from error
     except Exception as error:
         # Some of them without a text.
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MisconfigurationException(damaged.format(reason)) from error
+        raise DamagedCheckpoint(damaged.format(reason)) from error
     parts: Checkpoint = dict(checkpoint) if isinstance(checkpoint, dict) else {}
     foreign = any(not isinstance(parts.get(key), dict) for key in ("state_dict", "hyper_parameters"))
     if type(parts.get("format")) is not int or parts["format"] != FORMAT or foreign:
-        raise MisconfigurationException(f"{path} is not a checkpoint of this engine (format {FORMAT})")
+        raise DamagedCheckpoint(f"{path} is not a checkpoint of this engine (format {FORMAT})")
     return parts
 
 
@@ -242,7 +270,8 @@ class CheckpointWriter:
             committed()
             return
         staged = self._staged(plain_checkpoint(checkpoint))
-        ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
+        on_gpu = any(device.type == "cuda" for *_, device in self._buffers)
+        ready = torch.cuda.current_stream().record_event() if on_gpu else None
 
         def work() -> None:
             try:
@@ -277,9 +306,10 @@ class CheckpointWriter:
             if isinstance(value, Tensor):
                 return copy_tensor(value)
             if isinstance(value, dict):
-                copied = type(value)((key, copy(item)) for key, item in value.items())
-                # A state dict carries the versions of its modules as an attribute.
-                vars(copied).update(vars(value)) if isinstance(value, OrderedDict) else None
+                copied = type(value)({key: copy(item) for key, item in value.items()})
+                if isinstance(value, OrderedDict):
+                    # A state dict carries the versions of its modules as an attribute.
+                    vars(copied).update(vars(value))
                 return copied
             return type(value)(copy(item) for item in value) if isinstance(value, list | tuple) else value
 

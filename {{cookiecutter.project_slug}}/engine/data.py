@@ -88,11 +88,10 @@ class Loaders:
         return readers[0]
 
     def close(self) -> None:
-        """End workers that were to persist; if the garbage collector finds them, each may hold it up for seconds."""
+        """End all workers; if the garbage collector finds them, each may hold it up for seconds."""
         for ready in self._ready.values():
             for reader in ready.readers:
-                if isinstance(reader.loader, DataLoader):
-                    reader.loader._iterator = None
+                reader.close()
 
     def _request(self, kind: str) -> tuple[list[Any], list[str]]:
         loaders = self._given.get(kind)
@@ -141,7 +140,7 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
         distributed.rank_zero_warn("a loader with a sampler of its own gives every process all its samples")
     if not plain:
         loader.generator = loader.generator or torch.Generator()
-        if loader.num_workers and type(loader.worker_init_fn) is not partial:
+        if loader.num_workers and getattr(loader.worker_init_fn, "func", None) is not _init_worker:
             loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
         return loader
     batches = loader.batch_sampler

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,12 +57,37 @@ def check_losses(t: Trainer) -> None:
         if t.detect_nonfinite == "warn":
             distributed.rank_zero_warn(message)
             return
-        error = FloatingPointError(message)
-        error.add_note(
-            "checkpoints hold the state before it; try a smaller lr, gradient_clip_val or precision 32-true, look at "
-            "that batch, or go on regardless with detect_nonfinite warn"
-        )
-        raise error
+        raise _spoilt(message)
+
+
+def check_weights(t: Trainer) -> None:
+    """Look at the weights before a checkpoint is written: a gradient may have spoilt them under a loss that was finite.
+
+    Raises:
+        FloatingPointError: One is NaN or infinite, and `detect_nonfinite` is "raise".
+    """
+    weights = {name: p.detach() for name, p in t.module.named_parameters() if p.is_floating_point() and p.numel()}
+    if t.detect_nonfinite == "off" or not weights:
+        return
+    largest = torch._foreach_norm([*weights.values()], math.inf)
+    sizes = torch.stack([size.to(t.device, torch.float32) for size in largest]).tolist()
+    names = [name for name, size in zip(weights, sizes, strict=True) if not math.isfinite(size)]
+    if not names:
+        return
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    message = f"weights are nan or infinite after step {t.log_step}: {', '.join(names[:3])}{more}"
+    if t.detect_nonfinite == "raise":
+        raise _spoilt(message)
+    distributed.rank_zero_warn(message)
+
+
+def _spoilt(message: str) -> FloatingPointError:
+    error = FloatingPointError(message)
+    error.add_note(
+        "checkpoints hold the state before it; try a smaller lr, gradient_clip_val or precision 32-true, look at that "
+        "batch, or go on regardless with detect_nonfinite warn"
+    )
+    return error
 
 
 def explain(t: Trainer, error: BaseException) -> None:
@@ -69,19 +96,28 @@ def explain(t: Trainer, error: BaseException) -> None:
     if known or not isinstance(error, Exception):
         return
     text = str(error)
-    size = find_batch_size(t.metrics.batch)
-    if isinstance(error, torch.OutOfMemoryError) or re.search(r"can't allocate memory|not enough memory", text):
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    if isinstance(error, kinds) or re.search(r"can't allocate memory|not enough memory", text):
+        size = find_batch_size(t.metrics.batch)
         error.add_note(
-            f"out of memory at batch_size {size}; try a smaller batch_size with a larger accumulate_grad_batches, "
-            "precision bf16-mixed, or a smaller net"
+            f"out of memory{'' if size is None else f' at batch_size {size}'}; try a smaller batch_size with a larger "
+            "accumulate_grad_batches, precision bf16-mixed, or a smaller net"
         )
-    elif re.search(r"DataLoader worker \(pid", text):
+    elif re.search(r"DataLoader worker \(pid", text) or (
+        isinstance(error, EOFError | ConnectionError) and _reading(error)
+    ):
         error.add_note(
             "a process that reads data was killed, mostly because memory ran out (shared memory where it says bus "
             "error); try fewer num_workers or a smaller batch_size, or num_workers 0 to see its own error"
         )
     elif t.resumed is not None and t.state.epoch <= t.resumed[1]:
         error.add_note(f"this was in the first epoch after resuming from {t.resumed[0]}, which may not fit this run")
+
+
+def _reading(error: Exception) -> bool:
+    """Whether an error comes from reading what a worker has sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).parts[-3:] == ("utils", "data", "dataloader.py") for frame in frames)
 
 
 @contextmanager

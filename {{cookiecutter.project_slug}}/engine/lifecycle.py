@@ -16,7 +16,7 @@ from engine.data import Loaders
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
 from engine.module import DataModule, Module
-from engine.signals import StopRequest
+from engine.signals import StopRequest, leave
 from engine.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
             _set_up(t)
             yield
         except BaseException as error:
-            faults.explain(t, error)
             failed = error
         for step in _ending(t, stage, failed):
             try:
@@ -72,7 +71,11 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
                     failed.add_note(f"then the tear-down failed, too: {type(error).__name__}: {error}")
                 failed = failed or error
     if failed is not None:
+        faults.explain(t, failed)
         raise failed
+    if stage == "fit":
+        # A signal that came too late to interrupt anything.
+        leave(t.stop.pending())
 
 
 def _ending(t: Trainer, stage: str, failed: BaseException | None) -> Iterator[Callable[[], Any]]:
@@ -91,7 +94,8 @@ def _ending(t: Trainer, stage: str, failed: BaseException | None) -> Iterator[Ca
     yield t.loaders.close
     # Lets go of DDP, which would keep the process group alive beyond its end.
     t.strategy = Strategy(t.module.training_step)
-    yield from (partial(logger.finalize, "success" if failed is None else "failed") for logger in t.loggers)
+    status = "success" if failed is None else "failed"
+    yield from (partial(faults.writing_logs(t)(logger.finalize), status) for logger in t.loggers)
 
 
 def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:

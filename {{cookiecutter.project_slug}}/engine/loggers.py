@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -211,17 +212,19 @@ class CSVLogger(Logger):
         return self._file
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, exist_ok: bool = True) -> None:
     """Make a folder and those above it.
 
     Raises:
         MisconfigurationException: That is not possible.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
     except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
         raise MisconfigurationException(
-            f"the folder {folder} cannot be made ({error.strerror}); choose another folder for logs"
+            f"the folder {folder} cannot be made ({error.strerror}); choose another folder for logs and checkpoints"
         ) from error
 
 
@@ -230,11 +233,12 @@ def _claim_version(folder: Path) -> int:
     taken = [int(m[1]) for m in (re.fullmatch(r"version_(\d+)", p.name) for p in folder.iterdir()) if m]
     number = max(taken, default=-1) + 1
     while True:
-        try:
-            Path(folder, f"version_{number}").mkdir()
-            return number
-        except FileExistsError:
-            number += 1
+        path = Path(folder, f"version_{number}")
+        if not path.exists():
+            with suppress(FileExistsError):
+                make_folder(path, exist_ok=False)
+                return number
+        number += 1
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:

@@ -24,7 +24,6 @@ from engine.faults import check_losses, watch_loss
 from engine.hooks import move_to_device
 from engine.metrics import Meter, Scope
 from engine.optim import step_schedulers
-from engine.reading import Reader
 from engine.resume import moment
 from engine.seed import isolated_rng
 from engine.signals import NAMES, TIME, leave
@@ -339,7 +338,7 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
     start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
     scope = None if stage == "predict" else Scope.EVAL_BATCH
     kept: list[Any] = []
-    for batch_idx, batch, _ in Reader(reader.loader, sets.counts[index]).epoch(t.state.seed, 0):
+    for batch_idx, batch, _ in reader.epoch(t.state.seed, 0, count=sets.counts[index]):
         if broken_off(t):
             break
         batch = to_device(t, batch, index)

@@ -48,29 +48,39 @@ class Reader:
         self._resumed: dict[str, Any] | None = None
         self._before_ahead: dict[str, Any] = {}
         self._finished = False
+        self._iterator: Iterator[Any] | None = None
 
-    def epoch(self, seed: int, epoch: int, done: int = 0) -> Iterator[tuple[int, Any, bool]]:
+    def epoch(
+        self, seed: int, epoch: int, done: int = 0, count: int | float | None = None
+    ) -> Iterator[tuple[int, Any, bool]]:
         """Yield (number, batch, whether it is the last) for the batches of an epoch, without the first `done`.
+
+        Args:
+            seed: Seed of the run.
+            epoch: Number of the epoch, which decides about order and random numbers.
+            done: Batches to leave out.
+            count: Batches of this epoch, rather than of every one.
 
         Raises:
             RuntimeError: A sample cannot be read.
         """
         start_epoch(self.loader, seed, epoch, done)
         self._finished = False
-        read = iter(self.loader).__next__ if self._ours else self._start(mix(seed, epoch, 4, distributed.rank()), done)
-        batch = _next(read) if done < self.count else END
+        count = self.count if count is None else count
+        read = self._start(mix(seed, epoch, 4, distributed.rank()), done)
+        batch = _next(read) if done < count else END
         while batch is not END:
             following = None
-            if self._ahead and done + 1 < self.count:
+            if self._ahead and done + 1 < count:
                 self._before_ahead = self._capture()
                 following = _next(read)
                 if following is END and self._source is not None:
                     self._before_ahead = {**self._capture(), "ended": True}
-            last = following is END or done + 1 == self.count
+            last = following is END or done + 1 == count
             yield done, batch, last
             done += 1
             batch = END if last else following if self._ahead else _next(read)
-        if self._source is not None and self.count in (UNKNOWN, length(self.loader)):
+        if self._source is not None and count in (UNKNOWN, length(self.loader)):
             # Seen to its end, so that its state says so.
             _next(read)
             self._finished = True
@@ -84,6 +94,15 @@ class Reader:
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Go on from here in the next epoch that is read."""
         self._resumed = state
+
+    def close(self) -> None:
+        """End workers now: an error that is kept would keep them, too."""
+        if isinstance(self.loader, DataLoader):
+            self.loader._iterator = None
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)
+        self._iterator = None
+        if shut_down is not None:
+            shut_down()
 
     def inexact(self) -> str | None:
         """Why resuming within an epoch may not be exact; None where it is."""
@@ -107,6 +126,9 @@ class Reader:
         )
 
     def _start(self, seed: int, done: int) -> Callable[[], Any]:
+        if self._ours:
+            self._iterator = iter(self.loader)
+            return self._iterator.__next__
         with isolated_rng(gpu=False):
             seed_cpu(seed)
             self._random = capture_rng(gpu=False)
@@ -116,7 +138,7 @@ class Reader:
             self._before_ahead, done = resumed, 0
             self._source.load_state_dict(resumed["source"])
         ended = within and resumed is not None and resumed["ended"]
-        iterator = iter(()) if ended else self._apart(lambda: iter(self.loader))
+        iterator = self._iterator = iter(()) if ended else self._apart(lambda: iter(self.loader))
         if resumed is not None and within:
             # After `iter`, which draws the order as at the epoch's start; a new epoch has new random numbers.
             self._random = resumed["random"]

@@ -17,9 +17,9 @@ import torch
 from torchmetrics import Metric, MetricCollection
 
 from engine import distributed
-from engine.checkpoint import FORMAT, Checkpoint, fitting, load_weights, plain
+from engine.checkpoint import FORMAT, Checkpoint, DamagedCheckpoint, fitting, load_weights, plain
 from engine.exceptions import MisconfigurationException
-from engine.faults import check_losses, writing_logs
+from engine.faults import check_losses, check_weights, writing_logs
 from engine.hooks import move_to_device
 from engine.reading import own_sampler
 from engine.seed import capture_rng, restore_rng
@@ -38,7 +38,9 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
     Raises:
         FloatingPointError: The weights are spoilt.
     """
-    check_losses(t)
+    if t.stage == "fit":
+        check_losses(t)
+        check_weights(t)
     module, datamodule, state = t.module, t.datamodule, t.state
     captured: Checkpoint = {
         "format": FORMAT,
@@ -129,7 +131,7 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
 
 
 def restore_training(t: Trainer, path: Path, loaded: Checkpoint) -> None:
-    """Put optimizers, schedulers, the loss scale, running values and the position back."""
+    """Put optimizers, schedulers, the loss scale and the position back."""
     pairs: list[tuple[str, list[Any]]] = [
         ("optimizer_states", t.optimizers),
         ("lr_schedulers", [c.scheduler for c in t.lr_scheduler_configs]),
@@ -148,17 +150,6 @@ def restore_training(t: Trainer, path: Path, loaded: Checkpoint) -> None:
     with fitting(path, "precision"):
         t.precision_plugin.load_state_dict(loaded["precision"])
     _restore_position(t, path, loaded)
-    parts = dict(t.module.named_modules())
-    with fitting(path, "meters"):
-        t.metrics.load_state_dict(loaded["meters"], parts)
-        t.evaluation_steps.update({(stage, loader): steps for stage, loader, steps in loaded["evaluation_steps"]})
-    with fitting(path, "metrics"):
-        for name in loaded["metrics"].keys() & parts.keys():
-            _restore_metric(parts[name], loaded["metrics"][name])
-    with fitting(path, "loggers"):
-        for logger, saved in zip(t.loggers, loaded["loggers"], strict=False):
-            if saved is not None and hasattr(logger, "load_state_dict"):
-                logger.load_state_dict(saved)
 
 
 def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
@@ -166,6 +157,8 @@ def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
         saved = dict(loaded["state"])
         t.should_stop = bool(saved.pop("should_stop"))
         t.state = type(t.state)(**saved)
+        if t.should_stop:
+            distributed.rank_zero_warn(f"{path} is of a run that had stopped by itself (early), so that it is over")
         _check_kind(asdict(t.state), asdict(type(t.state)(seed=0)))
         if not all(0 <= number < 2**63 for number in asdict(t.state).values()):
             raise ValueError(f"{saved}")
@@ -219,8 +212,22 @@ def _restore_metric(metric: Any, saved: dict[str, Any]) -> None:
         metric._update_count, metric._computed = saved["updates"], None
 
 
-def restore_randomness(t: Trainer, path: Path, loaded: Checkpoint) -> None:
-    """Put back gradients, the train loader's own state and all random numbers: last, since hooks may draw some."""
+def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
+    """Put back running values, logs, gradients, the train loader's own state, and all random numbers.
+
+    Last of all, since the sanity check forgets values, and hooks may draw random numbers.
+    """
+    parts = dict(t.module.named_modules())
+    with fitting(path, "meters"):
+        t.metrics.load_state_dict(loaded["meters"], parts)
+        t.evaluation_steps.update({(stage, loader): steps for stage, loader, steps in loaded["evaluation_steps"]})
+    with fitting(path, "metrics"):
+        for name in loaded["metrics"].keys() & parts.keys():
+            _restore_metric(parts[name], loaded["metrics"][name])
+    with fitting(path, "loggers"):
+        for logger, saved in zip(t.loggers, loaded["loggers"], strict=False):
+            if saved is not None and hasattr(logger, "load_state_dict"):
+                logger.load_state_dict(saved)
     rank = distributed.rank()
     with fitting(path, "gradients"):
         parameters = dict(t.module.named_parameters())
@@ -241,7 +248,7 @@ def check_resumable(path: Path, loaded: Checkpoint) -> None:
     """
     missing = [key for key in RESUMABLE if not isinstance(loaded.get(key), RESUMABLE[key])]
     if missing:
-        raise MisconfigurationException(
+        raise DamagedCheckpoint(
             f"checkpoint {path} holds weights only; it can be tested, not resumed (no {', '.join(missing)})"
         )
 

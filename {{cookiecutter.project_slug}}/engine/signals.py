@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -107,13 +106,14 @@ def _requeue() -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = ["scontrol", "requeue", job]
-    reason = "there is no scontrol"
-    if shutil.which(command[0]) is not None:
+    try:
         done = subprocess.run(command, capture_output=True, text=True)
         reason = done.stderr.strip()
         if done.returncode == 0:
             print(f"Slurm: job {job} is in the queue again", flush=True)
             return
+    except OSError as error:
+        reason = str(error)
     distributed.rank_zero_warn(f"{' '.join(command)} failed ({reason}); queue the job again by hand")
 
 
@@ -133,7 +133,7 @@ def seconds_of(max_time: str | timedelta | dict[str, int] | None) -> float | Non
             )
         elif isinstance(span, dict):
             span = timedelta(**span)
-    except (TypeError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         span = timedelta()
     if not isinstance(span, timedelta) or span <= timedelta():
         raise MisconfigurationException(f"max_time={max_time!r}; give days:hours:minutes:seconds, such as 00:12:00:00")

@@ -20,14 +20,14 @@ from engine.callbacks import ModelCheckpoint, find_checkpoint, print_results, wi
 from engine.checkpoint import CheckpointWriter
 from engine.data import Loaders, LoaderSet
 from engine.exceptions import MisconfigurationException
-from engine.loggers import Logger, as_loggers, log_hyperparams
+from engine.loggers import Logger, as_loggers, log_hyperparams, make_folder
 from engine.metrics import MetricStore
 from engine.module import DataModule, Module
 from engine.optim import LRSchedulerConfig, parse_optimizers
 from engine.precision import Precision, PrecisionName
 from engine.reading import UNKNOWN
 from engine.seed import global_seed
-from engine.signals import StopRequest, leave, seconds_of
+from engine.signals import StopRequest, seconds_of
 from engine.strategy import Strategy, check_devices, make_strategy, select_device
 
 
@@ -212,13 +212,11 @@ class Trainer:
             if (inexact := self.loaders.train().inexact()) is not None:
                 distributed.rank_zero_warn(inexact)
             if found is not None:
-                resume.restore_randomness(self, *found)
+                resume.restore_running(self, *found)
             if self.num_training_batches and loops.stop_reason(self) is None:
                 loops.fit_epochs(self)
             self.writer.wait()
             loops.call_both(self, Callback.on_fit_end)
-            # A signal that came too late to interrupt anything.
-            leave(self.stop.pending())
 
     def validate(
         self,
@@ -277,7 +275,7 @@ class Trainer:
         """Write a checkpoint (schema: `engine.checkpoint`), complete when this returns; every process must call it."""
         path = Path(filepath)
         if distributed.is_rank_zero():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         captured = resume.capture(self, weights_only)
         self.writer.wait()
         if distributed.is_rank_zero():

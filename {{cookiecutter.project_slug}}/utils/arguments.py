@@ -122,18 +122,8 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     first.config = list(map(str, first.config))
     configs = [_read(path) for path in first.config]
     given = {key: value for source in [*configs, flags] for key, value in source.items() if value is not None}
-    checkpoint = None
-    saved: dict[str, Any] = {}
     automatic = given.get("ckpt_path") == "auto"
-    if automatic:
-        # A run that is named goes on with the arguments that it has.
-        folder = Path(given.get("log_dir", "logs"), str(given.get("experiment") or _names(given)[0]))
-        named = folder / str(given.get("run_name", "")) / CONFIG
-        saved = _read(named) if named.is_file() else {}
-    elif "ckpt_path" in given:
-        where = {name: given.get(name) for name in ("experiment", "run_name")}
-        checkpoint = find_checkpoint(str(given["ckpt_path"]), str(given.get("log_dir", "logs")), **where)
-        saved = _read(config) if (config := saved_config(checkpoint)) is not None else {}
+    checkpoint, saved = _resumed(given)
     net, datasets = _names({**saved, **given})
     parser = _full_parser(net, datasets, interfaces)
     kept = _without_foreign(saved, net, datasets)
@@ -161,6 +151,21 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     if command != "fit" and arguments.fold == "all":
         raise engine.MisconfigurationException(f"--fold all trains; {command} takes the checkpoint of one fold")
     return command, arguments
+
+
+def _resumed(given: Mapping[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint that is named, and the arguments of its run."""
+    log_dir = str(given.get("log_dir", "logs"))
+    if given.get("ckpt_path") == "auto":
+        # A run that is named goes on with the arguments that it has; others are found by theirs.
+        folder = Path(log_dir, str(given.get("experiment") or _names(given)[0]))
+        named = folder / str(given.get("run_name", "")) / CONFIG
+        return None, _read(named) if named.is_file() else {}
+    if "ckpt_path" not in given:
+        return None, {}
+    where = {name: given.get(name) for name in ("experiment", "run_name")}
+    checkpoint = find_checkpoint(str(given["ckpt_path"]), log_dir, **where)
+    return checkpoint, _read(config) if (config := saved_config(checkpoint)) is not None else {}
 
 
 def _check_resumed(arguments: Namespace, saved: Mapping[str, Any]) -> None:

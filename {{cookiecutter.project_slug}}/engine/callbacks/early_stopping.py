@@ -64,12 +64,19 @@ class EarlyStopping(Callback):
             "stopped_epoch": self.stopped_epoch,
             "best_score": self.best_score,
             "stopping_reason": self.stopping_reason,
+            "patience": self.patience,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self.wait_count, self.stopped_epoch = int(state_dict["wait_count"]), int(state_dict["stopped_epoch"])
         self.best_score, self.stopping_reason = float(state_dict["best_score"]), str(state_dict["stopping_reason"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
+        """Let a run go on that has stopped for lack of patience, where there is more of it now."""
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        if trainer.stage == "fit" and saved is not None and saved["patience"] <= saved["wait_count"] < self.patience:
+            checkpoint["state"]["should_stop"] = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Check, and tell the trainer if it is time."""

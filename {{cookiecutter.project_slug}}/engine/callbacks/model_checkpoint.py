@@ -12,6 +12,7 @@ from engine import checkpoint, distributed, resume
 from engine.callback import Callback
 from engine.callbacks.early_stopping import check_mode, monitored_value
 from engine.exceptions import MisconfigurationException
+from engine.loggers import make_folder
 
 if TYPE_CHECKING:
     from engine.module import Module
@@ -196,7 +197,7 @@ class ModelCheckpoint(Callback):
             return
         keep = None if self._newest is None else (self._newest, self.dirpath / PREVIOUS)
         if self._newest is None:
-            self.dirpath.mkdir(parents=True, exist_ok=True)
+            make_folder(self.dirpath)
         trainer.writer.write(captured, path, keep, committed)
         self._newest = last or path
 
@@ -275,7 +276,7 @@ def _newest_good(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Check
             loaded = checkpoint.load(file)
             resume.check_resumable(file, loaded)
             return file, loaded
-        except MisconfigurationException as error:
+        except checkpoint.DamagedCheckpoint as error:
             distributed.rank_zero_warn(f"{str(error).partition('; ')[0]}; looking for an older one")
     for logger in trainer.loggers:
         # What a killed run may have logged before its first checkpoint.
