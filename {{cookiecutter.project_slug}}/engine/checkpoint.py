@@ -182,6 +182,8 @@ def load(path: Path) -> Checkpoint:
     damaged = f"checkpoint {path} is damaged ({{}}); use another one, for example an older file in {path.parent}"
     try:
         checkpoint = read_plain(path)
+    except MemoryError:
+        raise
     except OSError as error:
         raise MisconfigurationException(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:

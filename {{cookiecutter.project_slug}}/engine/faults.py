@@ -110,7 +110,7 @@ def explain(t: Trainer, error: BaseException) -> None:
             "a process that reads data was killed, mostly because memory ran out (shared memory where it says bus "
             "error); try fewer num_workers or a smaller batch_size, or num_workers 0 to see its own error"
         )
-    elif t.resumed is not None and t.state.epoch <= t.resumed[1]:
+    elif not isinstance(error, OSError) and t.resumed is not None and t.state.epoch <= t.resumed[1]:
         error.add_note(f"this was in the first epoch after resuming from {t.resumed[0]}, which may not fit this run")
 
 

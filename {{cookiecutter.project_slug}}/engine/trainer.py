@@ -205,7 +205,8 @@ class Trainer:
             if found is not None:
                 resume.restore_training(self, *found)
                 self.resumed = (found[0], self.state.epoch)
-            log_hyperparams(self)
+            with faults.writing_logs(self):
+                log_hyperparams(self)
             model.zero_grad()
             if self.num_sanity_val_steps and self.validates and not self.state.batches_done:
                 loops.sanity_check(self)

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,8 +101,14 @@ def job_id() -> str | None:
 def write_whole(path: Path, text: str) -> Path:
     """Write a file so that it is whole or not there."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    return temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        return temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        error.add_note(f"{path} could not be written; free space, or put its folder back")
+        raise
 
 
 def _choose(config: str, folder: Path, run_name: str | None) -> dict[str, Any]:

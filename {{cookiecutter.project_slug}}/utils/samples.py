@@ -191,6 +191,9 @@ def _checksum(dataset: Dataset[Any], index: int) -> int:
         for value in _leaves(dataset[index]):
             checksum = zlib.crc32(_content(value), checksum)
     except (ValueError, OSError) as error:
+        source: Any = dataset
+        while isinstance(source, Subset):
+            source, index = source.dataset, source.indices[index]
         raise MisconfigurationException(f"sample {index} cannot be read: {' '.join(str(error).split())}") from error
     return checksum
 

@@ -110,6 +110,11 @@ class ModelCheckpoint(Callback):
         last = self.dirpath / "last.ckpt"
         self._newest = last if last.is_file() else None
 
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Make the folder, or say that it cannot be made before a step is lost."""
+        if trainer.is_global_zero and not trainer.fast_dev_run and self.dirpath is not None:
+            make_folder(self.dirpath)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
@@ -196,8 +201,6 @@ class ModelCheckpoint(Callback):
             committed()
             return
         keep = None if self._newest is None else (self._newest, self.dirpath / PREVIOUS)
-        if self._newest is None:
-            make_folder(self.dirpath)
         trainer.writer.write(captured, path, keep, committed)
         self._newest = last or path
 
