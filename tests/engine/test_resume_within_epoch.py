@@ -12,7 +12,7 @@ import engine
 import numpy as np
 import pytest
 import torch
-from engine.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from engine.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from engine.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_resume import Deep, assert_same
@@ -100,6 +100,9 @@ def run(train: Any, ckpt_path: Any = None, callbacks: tuple[Any, ...] = (), **op
     """Train in the folder "run"; returns the state at the end, the text of metrics.csv and all events."""
     engine.seed_everything(5 if ckpt_path is None else 99)
     saver = ModelCheckpoint("run/best", filename="{epoch}", monitor="val_loss", save_top_k=2, save_last=True)
+    averages = [options.pop("average")(decay=0.9)] if "average" in options else []
+    # Before the callback that saves, so that what it saves is up to date.
+    callbacks = (*averages, *callbacks)
     part = trainer(
         callbacks=[EarlyStopping("val_loss", patience=99), LearningRateMonitor("step"), saver, *callbacks],
         enable_checkpointing=True,
@@ -132,6 +135,12 @@ def check_every_point(make: Any, points: slice = slice(None), **options: Any) ->
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}], ids=str)
 def test_from_every_point_of_a_run(options: dict[str, Any]) -> None:
     check_every_point(lambda: DataLoader(Noisy(), 2, shuffle=True, collate_fn=blend), **options)
+
+
+def test_with_an_average_of_the_weights_and_in_the_background() -> None:
+    check_every_point(
+        lambda: DataLoader(Noisy(), 2, shuffle=True), slice(None, None, 2), average=EMAWeightAveraging, async_save=True
+    )
 
 
 def test_with_other_numbers_of_workers() -> None:

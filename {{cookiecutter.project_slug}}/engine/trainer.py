@@ -277,8 +277,9 @@ class Trainer:
         path = Path(filepath)
         if distributed.is_rank_zero():
             make_folder(path.parent)
-        captured = resume.capture(self, weights_only)
+        # What is being written changes what callbacks know of their files.
         self.writer.wait()
+        captured = resume.capture(self, weights_only)
         if distributed.is_rank_zero():
             checkpoint.save(captured, path)
         distributed.barrier()
