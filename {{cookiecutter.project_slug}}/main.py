@@ -13,7 +13,7 @@ from model import MInterface
 from utils.arguments import constructor_arguments, exit_after, parse, to_yaml
 from utils.cross_validation import fit_folds
 from utils.metrics import usual_mode
-from utils.run_folder import SaveRun, logger_arguments, remove_unless_begun, run_folder, write_predictions
+from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_unless_begun, run_folder, write_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -75,8 +75,7 @@ def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) 
         file = write_predictions(run_folder(path) or Path(), data, batches, model.hparams["task"])
         print(f"predictions  {file}")
     else:
-        judge = trainer.validate if command == "validate" else trainer.test
-        judge(model, datamodule=data, ckpt_path=path)
+        getattr(trainer, command)(model, datamodule=data, ckpt_path=path)
     if trainer.is_global_zero:
         print(f"checkpoint   {path}")
     return metrics(trainer)
@@ -87,6 +86,7 @@ def loggers(arguments: Any) -> list[engine.loggers.Logger]:
     if arguments.fast_dev_run:
         return []
     tensorboard = engine.loggers.TensorBoardLogger(**logger_arguments(arguments))
+    begin_run(tensorboard.log_dir, to_yaml(arguments))
     return [tensorboard, engine.loggers.CSVLogger(tensorboard.save_dir, tensorboard.name, tensorboard.version)]
 
 

@@ -133,6 +133,9 @@ class _NotingFile:
 
 def link(source: Path, path: Path) -> None:
     """Make `path` the same file as `source`, at once and without copying its bytes where the disk allows."""
+    if path.exists() and source.samefile(path):
+        # Renaming one name of a file to another does nothing, and leaves both.
+        return
     with _replacing(path) as temporary:
         temporary.unlink(missing_ok=True)
         try:

@@ -39,14 +39,6 @@ class SaveRun(engine.Callback):
         self.config, self.repeats = config, repeats
         self.complete = False
 
-    def setup(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
-        """Take the run for this process."""
-        log_dir = trainer.log_dir
-        if stage == "fit" and self._has_folder(trainer) and not hold(Path(log_dir)):
-            raise engine.MisconfigurationException(
-                f"another process, which is alive, holds the run {log_dir}; wait for it"
-            )
-
     def on_fit_end(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
         """Note whether training is over, or stopped by max_time."""
         self.complete = not getattr(trainer, "interruption", 0)
@@ -61,6 +53,9 @@ class SaveRun(engine.Callback):
         """After the test, mark the run as finished and let go of it."""
         if stage == "test" and self._has_folder(trainer):
             if self.complete:
+                for logger in trainer.loggers:
+                    # A run that is marked is never opened again.
+                    logger.save()
                 mark_finished(Path(trainer.log_dir))
             release(Path(trainer.log_dir))
 
@@ -202,16 +197,40 @@ def _check_names(names: dict[str, str | None]) -> None:
             )
 
 
+def begin_run(log_dir: str, config: str) -> None:
+    """Take the folder of a run for this process, and write a new run's arguments into it, by which others find it.
+
+    Raises:
+        MisconfigurationException: The folder cannot be made, or another process holds the run.
+    """
+    folder = Path(log_dir)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = hold(folder)
+    except OSError as error:
+        raise engine.MisconfigurationException(
+            f"the folder {folder} cannot be made ({error.strerror}); choose another --log_dir"
+        ) from error
+    if not held:
+        raise engine.MisconfigurationException(f"another process, which is alive, holds the run {folder}; wait for it")
+    if not (folder / CONFIG).exists():
+        write_whole(folder / CONFIG, config)
+
+
 def remove_unless_begun(folders: list[Path]) -> None:
     """Remove the folder of a run that was refused before it began, if nothing is in it but this process's own logs."""
     if not folders:
         return
     folder = folders[0]
-    if (folder / CONFIG).is_file() or (folder / "checkpoints").is_dir() or os.environ.get("RANK", "0") != "0":
+    if (folder / ENVIRONMENT).is_file() or (folder / "checkpoints").is_dir() or os.environ.get("RANK", "0") != "0":
         return
+    release(folder)
     for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
         events.unlink()
-    (folder / LOCK).unlink(missing_ok=True)
+    for name in (CONFIG, LOCK):
+        (folder / name).unlink(missing_ok=True)
     # The folder of a fold lies within one for all.
     for empty in (folder, folder.parent) if folder.name.startswith("fold_") else (folder,):
         with suppress(OSError):

@@ -132,6 +132,10 @@ def _choose(config: str, folder: Path, run_name: str | None) -> dict[str, Any]:
         if own and _is_finished(run):
             return nothing | {"name": run.relative_to(folder).as_posix(), "finished": True}
     finished = [run for run in runs if _is_finished(run)]
+    # A process that was killed before it could write its arguments leaves a folder with a lock that nobody holds.
+    orphans = [lock.parent for lock in folder.glob(f"*/{LOCK}") if not (lock.parent / CONFIG).exists()]
+    if not finished and (taken := next(filter(hold, orphans), None)) is not None:
+        return nothing | {"name": taken.name}
     return nothing | {"name": finished[0].relative_to(folder).as_posix(), "finished": True} if finished else nothing
 
 

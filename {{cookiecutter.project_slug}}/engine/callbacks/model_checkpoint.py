@@ -131,7 +131,7 @@ class ModelCheckpoint(Callback):
         if not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._save(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
         """A finished run needs no second file to fall back to."""
         trainer.writer.wait()
         if not trainer.interruption and self.dirpath is not None and trainer.is_global_zero:
@@ -278,6 +278,12 @@ def _newest_good(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Check
         try:
             loaded = checkpoint.load(file)
             resume.check_resumable(file, loaded)
+            if (
+                any(isinstance(c, ModelCheckpoint) and c.save_last for c in trainer.callbacks)
+                and trainer.is_global_zero
+            ):
+                # The newest file may have been cut off from its other name, or that one be damaged.
+                checkpoint.link(file, folder / "last.ckpt")
             return file, loaded
         except checkpoint.DamagedCheckpoint as error:
             distributed.rank_zero_warn(f"{str(error).partition('; ')[0]}; looking for an older one")

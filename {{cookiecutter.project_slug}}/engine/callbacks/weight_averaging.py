@@ -87,8 +87,8 @@ class EMAWeightAveraging(Callback):
             both = (checkpoint["state_dict"], self._average)
             checkpoint["state_dict"], checkpoint["current_model_state"] = both if self._swapped else both[::-1]
 
-    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """The module keeps the average."""
+    def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """The module keeps the average, also when a finished run was resumed and trained no more."""
         pl_module.load_state_dict(self._average)
 
     def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
