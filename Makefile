@@ -1,6 +1,6 @@
 # Every target sets up what it needs: Python 3.11 or newer and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos picture clean
+.PHONY: help demo test lint chaos bench picture clean
 
 TEMPLATE := {{cookiecutter.project_slug}}
 STAMP := .venv/.installed
@@ -17,6 +17,7 @@ help:
 	@echo "make test     run all tests of the template"
 	@echo "make lint     check style and types"
 	@echo "make chaos    kill training runs over 100 times, and check that they end as if nobody had"
+	@echo "make bench    measure what saving checkpoints costs a run"
 	@echo "make picture  take the picture of make demo that the README shows"
 	@echo "make clean    remove everything that the other targets made"
 	@echo "Further arguments: make demo ARGS='--max_epochs 3', make test ARGS='-x -k generation'"
@@ -35,6 +36,9 @@ lint: $(STAMP)
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	cd '$(TEMPLATE)' && ../.venv/bin/python -m mypy
+
+bench: $(STAMP)
+	.venv/bin/python benchmarks/saving.py $(ARGS)
 
 chaos: $(STAMP)
 	.venv/bin/python tools/chaos.py $(ARGS)
