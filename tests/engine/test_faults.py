@@ -316,7 +316,7 @@ def test_a_sample_that_cannot_be_read_is_named_by_its_index(kind: str, count: in
     assert text in str(error)
     assert kind != "ragged" or "7" in str(error).split(" of ")[0]
     assert kind == "ragged" or "test_faults.py, line" in str(error), "where it happened"
-    assert "mend it, or leave it out" in notes(error)
+    assert error.explained  # type: ignore[attr-defined]  # so that main.py prints a line
     assert not workers()
 
 

@@ -87,12 +87,12 @@ def test_no_function_is_longer_than_50_lines(path: Path) -> None:
     assert {name: length for name, length in long.items() if length > 50} == {}
 
 
-def test_the_core_has_at_most_4100_lines_and_the_rest_1150() -> None:
+def test_the_core_has_at_most_4200_lines_and_the_rest_1200() -> None:
     extra = [path for path in FILES if name_of(path).startswith("callbacks") or name_of(path) == "loggers"]
     core = [path for path in FILES if path not in extra]
     print(f"\nlines: core {sum(map(lines, core))}, callbacks and loggers {sum(map(lines, extra))}")
-    assert sum(map(lines, core)) <= 4100
-    assert sum(map(lines, extra)) <= 1150
+    assert sum(map(lines, core)) <= 4200
+    assert sum(map(lines, extra)) <= 1200
 
 
 CALLS = """

@@ -20,11 +20,11 @@ and, unless only weights were asked for:
     datamodule                  dict: what the data module's state_dict() gave
     state                       dict: where training goes on, the fields of engine.loops.TrainState
     order                       dict: what the order of samples within an epoch depends on
-    meters                      dict: running values of self.log
-    metrics                     {name: {values, updates}}: states of torchmetrics objects in the module
     evaluation_steps            [[stage, loader, int]]: how often evaluations have logged single steps
     loggers                     [dict or None]: how far each logger had come
-    rng, loaders                [dict]: random number generators, and train loaders that keep a state: one per process
+    meters                      [dict]: running values of self.log, one per process, as is the rest
+    metrics                     [{name: {values, updates}}]: states of torchmetrics objects in the module
+    rng, loaders                [dict]: random number generators, and train loaders that keep a state
 
 Hooks may add keys of their own. Since there is nothing but plain data inside, reading needs no trust
 (`torch.load(weights_only=True)`).
@@ -33,6 +33,7 @@ Hooks may add keys of their own. Since there is nothing but plain data inside, r
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import shutil
@@ -45,7 +46,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from engine.exceptions import MisconfigurationException
+from engine.exceptions import MisconfigurationException, explained
 from engine.untrusted import read_plain
 
 FORMAT = 2
@@ -81,6 +82,9 @@ def plain(value: Any, name: str) -> Any:
 def plain_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint in which everything but the weights, which are tensors anyway, went through `plain`."""
     weights = {"state_dict": checkpoint["state_dict"]} if "state_dict" in checkpoint else {}
+    for name, value in weights.get("state_dict", {}).items():
+        # The extra state of a module may be anything.
+        weights["state_dict"][name] = plain(value, f"state_dict[{name!r}]")
     return {key: plain(value, key) for key, value in checkpoint.items() if key not in weights} | weights
 
 
@@ -141,8 +145,10 @@ def link(source: Path, path: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:
-            # Some file systems have no hard links.
-            shutil.copyfile(source, temporary)
+            # Some file systems have no hard links. A copy is as old as its source.
+            shutil.copy2(source, temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -155,8 +161,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and not getattr(error, "__notes__", None):
-            error.add_note(f"the checkpoint {path} could not be written; those written before it stand")
+        if isinstance(error, OSError) and not hasattr(error, "explained"):
+            explained(error, f"the checkpoint {path} could not be written; those written before it stand")
         raise
 
 
@@ -167,6 +173,10 @@ def _commit(temporary: Path, path: Path) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            # Some file systems do not flush folders.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(folder)
 
@@ -215,10 +225,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | o
     """
     if not isinstance(weights, Mapping):
         raise MisconfigurationException(f"checkpoint {path} is damaged: its weights are a {type(weights).__name__}")
-    foreign = [name for name in weights if not isinstance(name, str) or not isinstance(weights[name], Tensor)]
-    if foreign:
-        raise MisconfigurationException(f"checkpoint {path} is damaged: {foreign[0]!r} among its weights is no tensor")
     own = module.state_dict()
+    foreign = [n for n, v in weights.items() if isinstance(v, Tensor) != isinstance(own.get(n, v), Tensor)]
+    if foreign or not all(isinstance(name, str) for name in weights):
+        raise MisconfigurationException(
+            f"checkpoint {path} is damaged: its weights are not those of a model: {foreign}"
+        )
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     shapes = [
@@ -263,7 +275,7 @@ class CheckpointWriter:
         self.asynchronous = asynchronous
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+        self._buffers: dict[tuple[Any, ...], list[Tensor]] = {}
 
     def write(
         self, checkpoint: Checkpoint, path: Path, keep: tuple[Path, Path] | None, committed: Callable[[], None]
@@ -306,6 +318,7 @@ class CheckpointWriter:
     def _staged(self, checkpoint: Checkpoint) -> Checkpoint:
         """A copy on the host; what is one tensor stays one."""
         copies: dict[tuple[Any, ...], Tensor] = {}
+        free, self._buffers = self._buffers, {}
 
         def copy(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -324,10 +337,12 @@ class CheckpointWriter:
             same = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
             # An empty tensor has no address of its own.
             if same not in copies or not value.numel():
-                kind = (len(copies), value.dtype, value.shape, value.device)
-                if kind not in self._buffers:
-                    self._buffers[kind] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-                copies[same] = self._buffers[kind].copy_(value, non_blocking=True)
+                kind = (value.dtype, value.shape, value.device)
+                buffer = free[kind].pop() if free.get(kind) else None
+                if buffer is None:
+                    buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                self._buffers.setdefault(kind, []).append(buffer)
+                copies[same] = buffer.copy_(value, non_blocking=value.is_cuda)
             return copies[same]
 
         with torch.no_grad():

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine import distributed
-from engine.exceptions import MisconfigurationException
+from engine.exceptions import LIBRARIES, MisconfigurationException, explained
 from engine.hooks import find_batch_size
 
 if TYPE_CHECKING:
@@ -82,36 +82,43 @@ def check_weights(t: Trainer) -> None:
 
 
 def _spoilt(message: str) -> FloatingPointError:
-    error = FloatingPointError(message)
-    error.add_note(
+    return explained(
+        FloatingPointError(message),
         "checkpoints hold the state before it; try a smaller lr, gradient_clip_val or precision 32-true, look at that "
-        "batch, or go on regardless with detect_nonfinite warn"
+        "batch, or go on regardless with detect_nonfinite warn",
     )
-    return error
 
 
 def explain(t: Trainer, error: BaseException) -> None:
     """Attach to an error what it means for the run, where that is known."""
-    known = isinstance(error, MisconfigurationException) or getattr(error, "__notes__", None)
-    if known or not isinstance(error, Exception):
+    if isinstance(error, MisconfigurationException) or hasattr(error, "explained") or not isinstance(error, Exception):
         return
     text = str(error)
     kinds = (torch.OutOfMemoryError, MemoryError)
     if isinstance(error, kinds) or re.search(r"can't allocate memory|not enough memory", text):
         size = find_batch_size(t.metrics.batch)
-        error.add_note(
+        explained(
+            error,
             f"out of memory{'' if size is None else f' at batch_size {size}'}; try a smaller batch_size with a larger "
-            "accumulate_grad_batches, precision bf16-mixed, or a smaller net"
+            "accumulate_grad_batches, precision bf16-mixed, or a smaller net",
         )
     elif re.search(r"DataLoader worker \(pid", text) or (
         isinstance(error, EOFError | ConnectionError) and _reading(error)
     ):
-        error.add_note(
+        explained(
+            error,
             "a process that reads data was killed, mostly because memory ran out (shared memory where it says bus "
-            "error); try fewer num_workers or a smaller batch_size, or num_workers 0 to see its own error"
+            "error); try fewer num_workers or a smaller batch_size, or num_workers 0 to see its own error",
         )
-    elif not isinstance(error, OSError) and t.resumed is not None and t.state.epoch <= t.resumed[1]:
-        error.add_note(f"this was in the first epoch after resuming from {t.resumed[0]}, which may not fit this run")
+    elif t.resumed is not None and t.state.epoch <= t.resumed[1] and not _in_code_of_the_user(error):
+        explained(error, f"this was in the first epoch after resuming from {t.resumed[0]}, which may not fit this run")
+
+
+def _in_code_of_the_user(error: Exception) -> bool:
+    """Whether an error comes from code that the engine has called, rather than from itself or a library."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    own = [number for number, file in enumerate(files) if str(Path(__file__).parent) in file]
+    return any(not any(part in file for part in LIBRARIES) for file in files[own[0] :]) if own else True
 
 
 def _reading(error: Exception) -> bool:
@@ -126,5 +133,5 @@ def writing_logs(t: Trainer) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.add_note(f"the logs in {t.log_dir} cannot be written; free space, or put the folder back, then resume")
+        explained(error, f"the logs in {t.log_dir} cannot be written; free space, or put the folder back, then resume")
         raise

@@ -63,6 +63,8 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
             yield
         except BaseException as error:
             failed = error
+            # Before others explain why the tear-down failed, too.
+            faults.explain(t, failed)
         for step in _ending(t, stage, failed):
             try:
                 step()

@@ -111,11 +111,18 @@ class TensorBoardLogger(Logger):
         return {file.name: file.stat().st_size for file in self._files()} if is_rank_zero() else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cut the event files of this folder to the bytes they had, and remove those that came later."""
+        """Cut the event files of this folder to the bytes they had, and remove those that came later.
+
+        Another run's folder, and files that no SummaryWriter has named, are left alone.
+        """
         self.finalize("resumed")
-        for file in self._files() if is_rank_zero() else ():
+        files = self._files() if is_rank_zero() else []
+        if not state_dict.keys() <= {file.name for file in files}:
+            return
+        for file in files:
             if file.name not in state_dict:
-                file.unlink()
+                if re.fullmatch(r"events\.out\.tfevents\.\d+\..+\.\d+\.\d+", file.name):
+                    file.unlink()
             elif file.stat().st_size > int(state_dict[file.name]) >= 0:
                 os.truncate(file, int(state_dict[file.name]))
 
@@ -140,6 +147,7 @@ class CSVLogger(Logger):
     _file: TextIO | None = None
     _columns: list[str]
     _rows = 0
+    _newest: dict[str, Any] = {}
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Append a row."""
@@ -153,16 +161,21 @@ class CSVLogger(Logger):
             self._rewrite([*self._columns, *new])
         csv.DictWriter(self._require_file(), self._columns, lineterminator="\n").writerow(row)
         self._rows += 1
+        self._newest = row
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of rows."""
-        return {"rows": self._rows}
+        """Number of rows, and the newest of them."""
+        return {"rows": self._rows, "newest": {name: str(value) for name, value in self._newest.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep so many rows."""
+        """Keep so many rows, unless the file is another run's."""
         if is_rank_zero() and self._path.exists():
             self.finalize("resumed")
-            self._open(keep=int(state_dict.get("rows", 0)))
+            keep = int(state_dict.get("rows", 0))
+            rows, _ = _read_rows(self._path)
+            row = rows[keep - 1] if 0 < keep <= len(rows) else {}
+            if all(row.get(name) == value for name, value in state_dict.get("newest", {}).items()):
+                self._open(keep=keep)
 
     def save(self) -> None:
         """Bring everything to disk.
@@ -198,12 +211,14 @@ class CSVLogger(Logger):
         self._write_all(rows)
 
     def _write_all(self, rows: list[dict[str, str]]) -> None:
-        self._rows = len(rows)
+        self._rows, self._newest = len(rows), {name: value for name, value in rows[-1].items() if value} if rows else {}
         temporary = self._path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, self._path)
         self._file = open(self._path, "a", newline="")  # noqa: SIM115  # stays open until finalize
 

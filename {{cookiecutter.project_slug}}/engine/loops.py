@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from engine.metrics import Meter, Scope
 from engine.optim import step_schedulers
 from engine.resume import moment
 from engine.seed import isolated_rng
-from engine.signals import NAMES, TIME, leave
+from engine.signals import NAMES, leave
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -63,7 +64,7 @@ def fit_epochs(t: Trainer) -> None:
     call_both(t, Callback.on_train_start)
     while stop_reason(t) is None and not interrupted(t):
         train_epoch(t)
-    if interrupted(t) and not (t.interruption == TIME and stop_reason(t)):
+    if interrupted(t):
         preserve(t)
         leave(t.interruption)
     t.metrics.scope = None
@@ -126,7 +127,7 @@ def validate_in_fit(t: Trainer) -> None:
     due = t.validates and (t.state.epoch + 1) % t.check_val_every_n_epoch == 0
     if due and not t.state.validated:
         # What is saved until the validation is over is the state before it; also if it is broken off.
-        t.before_validation = moment(t)
+        t.before_validation = deepcopy(moment(t))
         t.module.on_validation_model_zero_grad()
         evaluate(t, "validation")
         t.metrics.stage = "train"

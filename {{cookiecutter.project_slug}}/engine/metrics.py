@@ -195,7 +195,7 @@ class MetricStore:
         results = _over_processes(_fetch(found), "_epoch")
         results += self._over_sets(results)
         for meter, number in results:
-            for alias in {meter.label("_epoch"), meter.label()}:
+            for alias in dict.fromkeys((meter.label("_epoch"), meter.label())):
                 self.callback_values[alias] = torch.tensor(number)
                 self.fresh.add(alias)
         self._publish(results, "_epoch")
@@ -235,7 +235,7 @@ class MetricStore:
                 metric_names.get(id(m.metric)),
             ]
             for (stage, scope, *key), m in self.meters.items()
-            if m.last is not None or m.total is not None or m.metric is not None
+            if m.last is not None or m.total is not None or (m.metric is not None and m.metric._update_count)
         ]
         kept = {name: dict(getattr(self, name)) for name in ("callback_values", "logged", "progress_bar")}
         return {**kept, "validated": self.validated, "fresh": sorted(self.fresh), "meters": running}
@@ -266,7 +266,7 @@ class MetricStore:
         for (stage, *_), meter in self.meters.items():
             if stage == "train" and meter.last is not None:
                 value = meter.last if isinstance(meter.last, Tensor) else torch.tensor(meter.last)
-                for alias in {meter.label("_step"), meter.label()}:
+                for alias in dict.fromkeys((meter.label("_step"), meter.label())):
                     self.callback_values[alias] = value
                     self.fresh.add(alias)
 

@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from engine import distributed
-from engine.samples import EpochSampler, SeededDataset, Unreadable, unreadable
+from engine.exceptions import explained
+from engine.samples import EpochSampler, SeededDataset, Unreadable
 from engine.seed import capture_rng, isolated_rng, mix, restore_rng, seed_cpu
 
 # A loader without length: an iterable dataset, or any iterable.
@@ -100,13 +101,21 @@ class Reader:
         if isinstance(self.loader, DataLoader):
             self.loader._iterator = None
         shut_down = getattr(self._iterator, "_shutdown_workers", None)
+        workers = getattr(self._iterator, "_workers", [])
         self._iterator = None
         if shut_down is not None:
             shut_down()
+            for worker in workers:
+                # One that is busy in C code hears no other signal.
+                if worker.is_alive():
+                    worker.kill()
 
     def inexact(self) -> str | None:
         """Why resuming within an epoch may not be exact; None where it is."""
         parts = {name: getattr(self.loader, name, None) for name in ("dataset", "sampler", "batch_sampler")}
+        if self._source is not None and self.count not in (UNKNOWN, length(self.loader)):
+            name = type(self._source).__name__
+            return f"{name} is cut short by limit_train_batches: it does not go on exactly after a resume"
         if self._source is not None:
             workers = self._source is self.loader and bool(vars(self.loader).get("num_workers"))
             reason = "the random numbers that its workers draw are not in its state"
@@ -171,7 +180,7 @@ def _next(read: Callable[[], Any]) -> Any:
     except StopIteration:
         return END
     if isinstance(batch, Unreadable):
-        raise unreadable(batch.line) from RuntimeError(batch.details)
+        raise explained(RuntimeError(batch.line)) from RuntimeError(batch.details)
     return batch
 
 

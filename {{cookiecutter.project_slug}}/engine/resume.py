@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
 
 RESUMABLE = {"optimizer_states": list, "lr_schedulers": list, "precision": dict, "gradients": dict, "callbacks": dict}
-RESUMABLE |= {"datamodule": dict, "state": dict, "order": dict, "meters": dict, "metrics": dict}
-RESUMABLE |= {"evaluation_steps": list, "loggers": list, "rng": list, "loaders": list}
+RESUMABLE |= {"datamodule": dict, "state": dict, "order": dict, "evaluation_steps": list, "loggers": list}
+OF_EACH_PROCESS = ("meters", "metrics", "rng", "loaders")
+RESUMABLE |= dict.fromkeys(OF_EACH_PROCESS, list)
+CPU = torch.device("cpu")
 
 
 def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
@@ -60,14 +62,13 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
         kept, keys = before["callbacks"], {callback.state_key: callback for callback in t.callbacks}
         captured |= before | {
             "callbacks": {key: kept[key] if key in kept else c.state_dict() for key, c in keys.items()},
-            "datamodule": datamodule.state_dict() if datamodule is not None else {},
             "optimizer_states": [optimizer.state_dict() for optimizer in t.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in t.lr_scheduler_configs],
             "precision": t.precision_plugin.state_dict(),
             "gradients": _gradients(t),
-            "rng": distributed.all_gather(before["rng"]),
-            "loaders": distributed.all_gather(before["loaders"]),
         }
+        # Every process has its own.
+        captured |= {name: distributed.all_gather(move_to_device(before[name], CPU)) for name in OF_EACH_PROCESS}
         for callback in t.callbacks:
             callback.on_save_checkpoint(t, module, captured)
     module.on_save_checkpoint(captured)
@@ -89,6 +90,7 @@ def moment(t: Trainer) -> Checkpoint:
     training = t.stage == "fit"
     return {
         "callbacks": {c.state_key: plain(c.state_dict(), "callbacks") for c in t.callbacks if c in validating},
+        "datamodule": plain(t.datamodule.state_dict(), "datamodule") if t.datamodule is not None else {},
         "state": asdict(state) | position | {"should_stop": t.should_stop},
         "order": _order(t) if training else {},
         "meters": t.metrics.state_dict(names),
@@ -128,6 +130,10 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
             callback.on_load_checkpoint(t, t.module, loaded)
             if callback.state_key in loaded["callbacks"]:
                 callback.load_state_dict(loaded["callbacks"][callback.state_key])
+    if "current_model_state" in loaded:
+        raise MisconfigurationException(
+            f"checkpoint {path} holds averages of the weights; resume with EMAWeightAveraging (--ema_decay), too"
+        )
 
 
 def restore_training(t: Trainer, path: Path, loaded: Checkpoint) -> None:
@@ -217,18 +223,23 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
 
     Last of all, since the sanity check forgets values, and hooks may draw random numbers.
     """
+    rank = distributed.rank()
     parts = dict(t.module.named_modules())
     with fitting(path, "meters"):
-        t.metrics.load_state_dict(loaded["meters"], parts)
+        t.metrics.load_state_dict(loaded["meters"][rank % len(loaded["meters"])], parts)
         t.evaluation_steps.update({(stage, loader): steps for stage, loader, steps in loaded["evaluation_steps"]})
     with fitting(path, "metrics"):
-        for name in loaded["metrics"].keys() & parts.keys():
-            _restore_metric(parts[name], loaded["metrics"][name])
-    with fitting(path, "loggers"):
+        metrics = loaded["metrics"][rank % len(loaded["metrics"])]
+        for name in metrics.keys() & parts.keys():
+            _restore_metric(parts[name], metrics[name])
+    try:
         for logger, saved in zip(t.loggers, loaded["loggers"], strict=False):
             if saved is not None and hasattr(logger, "load_state_dict"):
                 logger.load_state_dict(saved)
-    rank = distributed.rank()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MisconfigurationException(
+            f"the logs in {t.log_dir} cannot be continued ({type(error).__name__}: {error}); move them away"
+        ) from error
     with fitting(path, "gradients"):
         parameters = dict(t.module.named_parameters())
         for name, gradient in loaded["gradients"].items():

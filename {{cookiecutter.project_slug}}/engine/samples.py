@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler, default_collate, get_worker_info
 
 from engine import distributed
+from engine.exceptions import LIBRARIES, explained
 from engine.seed import isolated_rng, mix, seed_cpu
-
-LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parent))
 
 
 class Draw(int):
@@ -153,7 +152,7 @@ class SeededDataset(Dataset[Any]):
             line = self._explain(error, indices)
             if in_worker:
                 return Unreadable(line, traceback.format_exc())
-            raise unreadable(line) from error
+            raise explained(RuntimeError(line)) from error
 
     def _samples(self, stream: int, indices: list[Any], by_batch: bool) -> Any:
         own, samples = self.__dict__, []
@@ -182,13 +181,6 @@ class SeededDataset(Dataset[Any]):
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(p in f.filename for p in LIBRARIES)]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         return f"{what}: {type(error).__name__}: {error}{where}"
-
-
-def unreadable(line: str) -> RuntimeError:
-    """The error for a sample that cannot be read, with advice."""
-    error = RuntimeError(line)
-    error.add_note("mend it, or leave it out of the dataset")
-    return error
 
 
 def innermost(dataset: Any) -> Any:

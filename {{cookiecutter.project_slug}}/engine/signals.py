@@ -55,8 +55,6 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
-        if self._in_flight is not None and error[0] is None:
-            self._in_flight[0].wait()
         self._in_flight = None
 
     def pending(self) -> int:
@@ -107,12 +105,12 @@ def _requeue() -> None:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = ["scontrol", "requeue", job]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         reason = done.stderr.strip()
         if done.returncode == 0:
             print(f"Slurm: job {job} is in the queue again", flush=True)
             return
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         reason = str(error)
     distributed.rank_zero_warn(f"{' '.join(command)} failed ({reason}); queue the job again by hand")
 

@@ -10,7 +10,7 @@ import pickle
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ def read_plain(path: Path) -> Any:
         OverflowError: It stands for more than its size allows.
         Exception: It is damaged, in one of many ways: BadZipFile, EOFError, zlib.error, RuntimeError, ...
     """
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise zipfile.BadZipFile("it is no zip file")
     check_records(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
     _check_content(content, path.stat().st_size)
@@ -37,18 +40,27 @@ def read_plain(path: Path) -> Any:
 
 def check_records(path: Path) -> None:
     """Check every byte of a file of `torch.save` against its checksums, and its pickle for bombs."""
+    if not zipfile.is_zipfile(path):
+        # torch's older format: pickles one after the other, then the bytes of tensors.
+        with open(path, "rb") as file:
+            for _ in range(4):
+                _check_pickle(file)
+        return
     with zipfile.ZipFile(path) as archive:
+        names = [info.filename.lower() for info in archive.infolist()]
+        if len(set(names)) < len(names):
+            raise zipfile.BadZipFile("a record is there twice")
         # No checksum covers these two, torch writes zeros, and one set bit makes it return garbage for a tensor.
         altered = next((info.filename for info in archive.infolist() if info.external_attr or info.compress_type), None)
         bad_record = altered or archive.testzip()
         if bad_record is not None:
             raise zipfile.BadZipFile(f"record {bad_record} fails its checksum")
         for name in archive.namelist():
-            if name.endswith("data.pkl"):
+            if name.lower().endswith("data.pkl"):
                 _check_pickle(archive.read(name))
 
 
-def _check_pickle(content: bytes) -> None:
+def _check_pickle(content: bytes | BinaryIO) -> None:
     """Refuse what would be endless while it is read: tuples that share their items, when hashed, and bytes by number.
 
     Follows how many values each object on the pickle machine's stack stands for.

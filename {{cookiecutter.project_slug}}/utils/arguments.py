@@ -86,7 +86,7 @@ def exit_with(message: str, code: int = 2) -> NoReturn:
 
 
 def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
-    """Exit with one line: code 2 for wrong input, 130 after Ctrl-C, 1 for a fault that the engine explains by notes.
+    """Exit with one line: code 2 for wrong input, 130 after Ctrl-C, 1 for a fault that the engine explains.
 
     A bug keeps its traceback.
     """
@@ -95,9 +95,9 @@ def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         print("\ninterrupted; where a checkpoint was saved, --ckpt_path last goes on from there", file=sys.stderr)
         raise SystemExit(130)
-    notes = getattr(error, "__notes__", [])
-    if not notes:
+    if not getattr(error, "explained", False):
         raise error
+    notes = getattr(error, "__notes__", [])
     exit_with("; ".join([(str(error).splitlines() or [type(error).__name__])[0], *notes]), code=1)
 
 
@@ -160,7 +160,7 @@ def _resumed(given: Mapping[str, Any]) -> tuple[Path | None, dict[str, Any]]:
         # A run that is named goes on with the arguments that it has; others are found by theirs.
         folder = Path(log_dir, str(given.get("experiment") or _names(given)[0]))
         named = folder / str(given.get("run_name", "")) / CONFIG
-        return None, _read(named) if named.is_file() else {}
+        return None, _read(named) if os.path.isfile(named) else {}
     if "ckpt_path" not in given:
         return None, {}
     where = {name: given.get(name) for name in ("experiment", "run_name")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import zipfile
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,12 @@ def _read(path: str) -> dict[str, Tensor]:
     from engine.untrusted import check_records
 
     try:
-        if zipfile.is_zipfile(path):
-            check_records(Path(path))
+        check_records(Path(path))
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise MisconfigurationException(
+            f"--pretrained {path} holds Python objects, which could run code when loaded, and was refused"
+        ) from error
     except Exception as error:  # a file that is no checkpoint can fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MisconfigurationException(f"--pretrained {path} cannot be read as weights: {reason}") from error

@@ -37,21 +37,19 @@ class SaveRun(engine.Callback):
 
     def __init__(self, config: str, repeats: str | None) -> None:
         self.config, self.repeats = config, repeats
-        self.complete = False
+        self.complete = self.failed = False
 
     def on_fit_end(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
         """Note whether training is over, or stopped by max_time."""
         self.complete = not getattr(trainer, "interruption", 0)
 
     def on_exception(self, trainer: engine.Trainer, pl_module: engine.Module, exception: BaseException) -> None:
-        """Let go of the run."""
-        self.complete = False
-        if self._has_folder(trainer):
-            release(Path(trainer.log_dir))
+        """Note that the run is not complete."""
+        self.complete, self.failed = False, True
 
     def teardown(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
-        """After the test, mark the run as finished and let go of it."""
-        if stage == "test" and self._has_folder(trainer):
+        """After the test, mark the run as finished; after it, or an error, let go of it."""
+        if (stage == "test" or self.failed) and self._has_folder(trainer):
             if self.complete:
                 for logger in trainer.loggers:
                     # A run that is marked is never opened again.
@@ -226,11 +224,13 @@ def remove_unless_begun(folders: list[Path]) -> None:
     folder = folders[0]
     if (folder / ENVIRONMENT).is_file() or (folder / "checkpoints").is_dir() or os.environ.get("RANK", "0") != "0":
         return
-    release(folder)
+    if not hold(folder):
+        return
     for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
         events.unlink()
     for name in (CONFIG, LOCK):
         (folder / name).unlink(missing_ok=True)
+    release(folder)
     # The folder of a fold lies within one for all.
     for empty in (folder, folder.parent) if folder.name.startswith("fold_") else (folder,):
         with suppress(OSError):

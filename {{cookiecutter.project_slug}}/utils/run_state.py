@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,6 +49,10 @@ def hold(folder: Path) -> bool:
         print(
             f"warning: {folder} cannot be locked ({error.strerror}); let one process use it at a time", file=sys.stderr
         )
+    if not (folder / LOCK).exists() or os.fstat(file.fileno()).st_ino != (folder / LOCK).stat().st_ino:
+        # Whoever held it has removed it meanwhile: this lock would keep nobody out.
+        file.close()
+        return hold(folder)
     _held[key] = file
     return True
 
@@ -80,13 +85,16 @@ def choose_run(config: str, log_dir: str, experiment: str, run_name: str | None)
         MisconfigurationException: A live process holds the run of that name.
         SystemExit: With code 0: the run is finished.
     """
-    chosen = _ask_first_process(lambda: _choose(config, Path(log_dir, experiment), run_name))
+    try:
+        chosen = _ask_first_process(lambda: _choose(config, Path(log_dir, experiment), run_name))
+    except OSError as error:
+        raise engine.MisconfigurationException(f"--ckpt_path auto: {error.filename}: {error.strerror}") from error
     if chosen["held"]:
         raise engine.MisconfigurationException(
             f"--run_name {run_name}: another process, which is alive, holds that run; wait for it, or choose another"
         )
     where = Path(log_dir, experiment, chosen["name"] or "")
-    if os.environ.get("RANK", "0") == "0" and chosen["name"] is not None:
+    if os.environ.get("RANK", "0") == "0" and chosen["name"] is not None and where.is_dir():
         print(f"{where} is finished; nothing to do" if chosen["finished"] else f"going on with {where}", flush=True)
     if chosen["finished"]:
         raise SystemExit(0)
@@ -108,6 +116,7 @@ def write_whole(path: Path, text: str) -> Path:
         with suppress(OSError):
             temporary.unlink()
         error.add_note(f"{path} could not be written; free space, or put its folder back")
+        error.explained = True  # type: ignore[attr-defined]
         raise
 
 
@@ -117,14 +126,22 @@ def _choose(config: str, folder: Path, run_name: str | None) -> dict[str, Any]:
         if not (folder / run_name).is_dir():
             return nothing
         held = not hold(folder / run_name)
-        return nothing | {"held": held, "finished": not held and _is_finished(folder / run_name)}
+        done = not held and _is_finished(folder / run_name)
+        old, new = _comparable(_read_yaml(folder / run_name / CONFIG)), _comparable(yaml.safe_load(config))
+        changed = [name for name, value in new.items() if old.get(name) != value]
+        if done and changed:
+            raise engine.MisconfigurationException(
+                f"--run_name {run_name}: that run is finished, with another {', '.join(changed)}; choose another name, "
+                "or go on with it: --ckpt_path last"
+            )
+        return nothing | {"held": held, "finished": done}
     wanted, job = _comparable(yaml.safe_load(config)), job_id()
     found = [file.parent for glob in (f"*/{CONFIG}", f"*/fold_*/{CONFIG}") for file in folder.glob(glob)]
     runs = [run for run in found if _comparable(_read_yaml(run / CONFIG)) == wanted]
     runs.sort(key=lambda run: (job is not None and _environment(run).get("job") == job, _started(run)), reverse=True)
     for run in runs:
         own = job is not None and _environment(run).get("job") == job
-        if not _is_finished(run) and hold(run):
+        if not _is_finished(run) and _try_to_hold(run):
             # Whoever held it a moment ago may have finished it.
             if not _is_finished(run):
                 return nothing | {"name": run.relative_to(folder).as_posix()}
@@ -134,20 +151,33 @@ def _choose(config: str, folder: Path, run_name: str | None) -> dict[str, Any]:
     finished = [run for run in runs if _is_finished(run)]
     # A process that was killed before it could write its arguments leaves a folder with a lock that nobody holds.
     orphans = [lock.parent for lock in folder.glob(f"*/{LOCK}") if not (lock.parent / CONFIG).exists()]
-    if not finished and (taken := next(filter(hold, orphans), None)) is not None:
+    if not finished and (taken := next(filter(_try_to_hold, orphans), None)) is not None:
         return nothing | {"name": taken.name}
     return nothing | {"name": finished[0].relative_to(folder).as_posix(), "finished": True} if finished else nothing
+
+
+def _try_to_hold(folder: Path) -> bool:
+    """Whether this process has the run now; one of another user's is passed over."""
+    try:
+        return hold(folder)
+    except PermissionError:
+        return False
 
 
 def _ask_first_process(ask: Any) -> dict[str, Any]:
     """The answer of the process of rank 0, by the store through which torch's processes find each other."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return dict(ask())
-    store = next(rendezvous("env://"))[0]
+    store, rank, world = next(rendezvous("env://"))
     key = f"auto-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    if os.environ.get("RANK") == "0":
+    if rank == 0:
         store.set(key, json.dumps(ask()))
-    return dict(json.loads(store.get(key)))
+    answer = dict(json.loads(store.get(key)))
+    store.add(f"{key}-read", 1)
+    # The store may end with the first process: it waits until all have read.
+    while rank == 0 and store.add(f"{key}-read", 0) < world:
+        time.sleep(0.01)
+    return answer
 
 
 def _comparable(config: Any) -> dict[str, Any]:

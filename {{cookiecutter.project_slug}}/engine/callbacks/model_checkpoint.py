@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -57,6 +58,8 @@ class ModelCheckpoint(Callback):
         auto_insert_metric_name: bool = True,
     ) -> None:
         check_mode(mode)
+        if filename in ("last", Path(PREVIOUS).stem):
+            raise MisconfigurationException(f"filename={filename!r} is the name of another file; choose another name")
         if save_top_k < -1 or (monitor is None and save_top_k > 1):
             raise MisconfigurationException(
                 f"save_top_k={save_top_k}, monitor={monitor!r}; give -1, 0 or 1, or more with a value to monitor"
@@ -94,8 +97,11 @@ class ModelCheckpoint(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned, as far as the files are in this run's folder."""
         assert self.dirpath is not None
-        models = {str(self.dirpath / name): float(score) for name, score in state_dict["best_k_models"].items()}
-        self.best_k_models = {path: score for path, score in models.items() if Path(path).is_file()}
+        # What a file names is deleted one day: checkpoints of this folder only, and no links out of it.
+        folder = self.dirpath.resolve()
+        models = {self.dirpath / name: float(score) for name, score in state_dict["best_k_models"].items()}
+        own = [path for path in models if path.suffix == ".ckpt" and path.resolve().is_relative_to(folder)]
+        self.best_k_models = {str(path): models[path] for path in own if path.is_file()}
         best = str(self.dirpath / state_dict["best_model_path"])
         if best in self.best_k_models:
             self.best_model_path, self.best_model_score = best, state_dict["best_model_score"]
@@ -107,11 +113,11 @@ class ModelCheckpoint(Callback):
         if stage == "fit" and trainer.is_global_zero:
             for file in self.dirpath.glob(f"*.ckpt{checkpoint.TEMPORARY}"):
                 file.unlink(missing_ok=True)
-        last = self.dirpath / "last.ckpt"
-        self._newest = last if last.is_file() else None
+        self._newest = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Make the folder, or say that it cannot be made before a step is lost."""
+        self._saved_step = trainer.global_step
         if trainer.is_global_zero and not trainer.fast_dev_run and self.dirpath is not None:
             make_folder(self.dirpath)
 
@@ -200,7 +206,9 @@ class ModelCheckpoint(Callback):
         if not distributed.is_rank_zero():
             committed()
             return
-        keep = None if self._newest is None else (self._newest, self.dirpath / PREVIOUS)
+        # Another ModelCheckpoint may have written it.
+        newest = self.dirpath / "last.ckpt" if self.save_last else self._newest
+        keep = None if newest is None else (newest, self.dirpath / PREVIOUS)
         trainer.writer.write(captured, path, keep, committed)
         self._newest = last or path
 
@@ -273,22 +281,40 @@ def find_checkpoint(
 
 
 def _newest_good(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Checkpoint] | None:
-    files = sorted(folder.glob("*.ckpt"), key=lambda file: (file.stat().st_mtime_ns, file.name == "last.ckpt"))
-    for file in reversed(files):
+    found = _search(trainer, folder) if trainer.is_global_zero else None
+    # All processes take the file of the first one.
+    path = distributed.broadcast(None if found is None else found[0])
+    if path is not None:
+        own = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.dirpath == folder]
+        for callback in own:
+            callback._newest = path
+        if trainer.is_global_zero and any(callback.save_last for callback in own):
+            # The newest file may have been cut off from its other name, or that one be damaged. A disk that is full for
+            # a second copy is no reason not to go on.
+            with suppress(OSError):
+                checkpoint.link(path, folder / "last.ckpt")
+        return found or (path, checkpoint.load(path))
+    for logger in trainer.loggers if folder.is_dir() else ():
+        # What a killed run has logged before its first checkpoint.
+        if hasattr(logger, "load_state_dict"):
+            logger.load_state_dict({})
+    return None
+
+
+def _search(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Checkpoint] | None:
+    try:
+        found = [
+            (file.name != PREVIOUS, file.stat().st_mtime_ns, file) for file in folder.glob("*.ckpt") if file.is_file()
+        ]
+    except OSError as error:
+        raise MisconfigurationException(f"the checkpoints in {folder} cannot be listed: {error.strerror}") from error
+    for *_, file in sorted(found, reverse=True):
         try:
             loaded = checkpoint.load(file)
             resume.check_resumable(file, loaded)
-            if (
-                any(isinstance(c, ModelCheckpoint) and c.save_last for c in trainer.callbacks)
-                and trainer.is_global_zero
-            ):
-                # The newest file may have been cut off from its other name, or that one be damaged.
-                checkpoint.link(file, folder / "last.ckpt")
             return file, loaded
         except checkpoint.DamagedCheckpoint as error:
             distributed.rank_zero_warn(f"{str(error).partition('; ')[0]}; looking for an older one")
-    for logger in trainer.loggers:
-        # What a killed run may have logged before its first checkpoint.
-        if hasattr(logger, "load_state_dict"):
-            logger.load_state_dict({})
+    if found:
+        distributed.rank_zero_warn(f"{folder} has no good checkpoint; the run starts afresh")
     return None

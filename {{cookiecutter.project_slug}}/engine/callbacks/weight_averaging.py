@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.callback import Callback
 from engine.checkpoint import load_weights
@@ -45,12 +45,12 @@ class EMAWeightAveraging(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
         """Take the average from the checkpoint, and give the module the weights that training had come to."""
         if trainer.stage == "fit" and "current_model_state" in checkpoint:
-            self._average = {name: value.clone() for name, value in pl_module.state_dict().items()}
-            load_weights(pl_module, checkpoint["current_model_state"], "to resume from")
+            self._average = _copy(pl_module)
+            load_weights(pl_module, checkpoint.pop("current_model_state"), "to resume from")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Begin with the weights as they are, if there is no average yet."""
-        self._average = self._average or {name: value.clone() for name, value in pl_module.state_dict().items()}
+        self._average = self._average or _copy(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Count steps from here."""
@@ -65,9 +65,9 @@ class EMAWeightAveraging(Callback):
         self._step = trainer.global_step
         if self._step % self.update_every_n_steps:
             return
-        newest = pl_module.state_dict()
+        newest = _tensors(pl_module)
         moving = [name for name, value in newest.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self._average[n] for n in moving], [newest[n] for n in moving], 1 - self.decay)
+        torch._foreach_lerp_([self._average[n] for n in moving], [newest[n].detach() for n in moving], 1 - self.decay)
         for name in newest.keys() - set(moving):
             self._average[name].copy_(newest[name])
 
@@ -84,12 +84,15 @@ class EMAWeightAveraging(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
         """Keep both, the average as the weights."""
         if self._average:
-            both = (checkpoint["state_dict"], self._average)
-            checkpoint["state_dict"], checkpoint["current_model_state"] = both if self._swapped else both[::-1]
+            newest, names = checkpoint["state_dict"], _first_names(pl_module)
+            other = {name: self._average[names[name]] if name in names else value for name, value in newest.items()}
+            both = (newest, other) if self._swapped else (other, newest)
+            checkpoint["state_dict"], checkpoint["current_model_state"] = both
 
     def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
         """The module keeps the average, also when a finished run was resumed and trained no more."""
-        pl_module.load_state_dict(self._average)
+        for name, value in _tensors(pl_module).items():
+            value.data.copy_(self._average[name])
 
     def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         """Leave no swapped weights behind, should validation have failed."""
@@ -97,6 +100,23 @@ class EMAWeightAveraging(Callback):
 
     def _swap(self, module: Module) -> None:
         # Of the tensors' memory, not of their values: that is exact, and copies nothing.
-        for name, value in module.state_dict(keep_vars=True).items():
+        for name, value in _tensors(module).items():
             value.data, self._average[name] = self._average[name], value.data
         self._swapped = not self._swapped
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """For every name of a tensor in the state dict the first name that this tensor has: layers may share weights."""
+    first: dict[int, str] = {}
+    tensors = [(n, v) for n, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)]
+    return {name: first.setdefault(id(value), name) for name, value in tensors}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Each tensor of the state dict once, by its first name."""
+    state = module.state_dict(keep_vars=True)
+    return {name: state[name] for name in dict.fromkeys(_first_names(module).values())}
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in _tensors(module).items()}
