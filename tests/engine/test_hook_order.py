@@ -81,8 +81,8 @@ FIT = [
     # Lightning asks for the loader just after on_sanity_check_start; here only the loader says whether to check.
     *("D.val_dataloader", "C.on_sanity_check_start", *evaluation("validation"), "C.on_sanity_check_end"),
     *("D.train_dataloader", *both("on_train_start"), *both("on_train_epoch_start"), *TRAIN_BATCH, *TRAIN_BATCH),
-    # Unlike Lightning: of callbacks with validation hooks, the state before validation is what a checkpoint would hold.
-    *("C.state_dict", "M.on_validation_model_zero_grad", *evaluation("validation")),
+    # Unlike Lightning: what validation may change is as before it in a checkpoint that is saved meanwhile.
+    *("C.state_dict", "D.state_dict", "M.on_validation_model_zero_grad", *evaluation("validation")),
     *(*both("on_train_epoch_end"), "K.on_train_epoch_end"),
     *("C.state_dict", "D.state_dict", "C.on_save_checkpoint", "M.on_save_checkpoint"),
     *(*both("on_train_end"), *both("on_fit_end"), *TEARDOWN),

@@ -252,7 +252,12 @@ def test_with_every_kind_of_loader(make: Any) -> None:
 def test_what_may_not_be_exact_says_so_at_the_start(
     train: Any, told: str | None, recwarn: pytest.WarningsRecorder
 ) -> None:
-    trainer(limit_train_batches=1).fit(Net(), train())
+    trainer(max_steps=1).fit(Net(), train())
     messages = [str(warning.message) for warning in recwarn if "after a resume" in str(warning.message)]
     assert len(messages) == (told is not None)
     assert told is None or re.match(told, messages[0])
+
+
+def test_a_loader_with_a_state_that_is_cut_short_says_so(recwarn: pytest.WarningsRecorder) -> None:
+    trainer(limit_train_batches=1).fit(Net(), DataLoader(Remembers(), 2))
+    assert "Remembers is cut short by limit_train_batches" in str([warning.message for warning in recwarn])

@@ -165,7 +165,7 @@ class CSVLogger(Logger):
 
     def state_dict(self) -> dict[str, Any]:
         """Number of rows, and the newest of them."""
-        return {"rows": self._rows, "newest": {name: str(value) for name, value in self._newest.items()}}
+        return {"rows": self._rows, "newest": {name: str(self._newest[name]) for name in sorted(self._newest)}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep so many rows, unless the file is another run's."""
