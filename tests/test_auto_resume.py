@@ -187,6 +187,58 @@ def test_two_processes_never_take_each_others_run(run: Callable, monkeypatch: py
     assert run(*AUTO).out.endswith("is finished; nothing to do\n")
 
 
+ASKER = """
+import sys
+from pathlib import Path
+from utils.run_state import hold
+print(hold(Path(sys.argv[1])), flush=True)
+"""
+
+
+@pytest.mark.parametrize("words", [("--run_name", "mine"), (), ("--num_folds", "3", "--fold", "all")], ids=str)
+def test_a_run_is_held_before_it_begins(run: Callable, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    import engine
+    import main
+
+    answers = []
+
+    class Asks(engine.Callback):
+        def on_fit_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
+            command = [sys.executable, "-c", ASKER, str(Path(trainer.log_dir).resolve())]
+            done = subprocess.run(command, cwd=Path(main.__file__).parent, capture_output=True, text=True)
+            answers.append(done.stdout)
+
+    original = main.callbacks
+    monkeypatch.setattr(main, "callbacks", lambda *a: [*original(*a), Asks()])
+    assert run("--max_epochs", "1", "--limit_train_batches", "1", *words).code == 0
+    assert answers == ["False\n"] * (3 if "--fold" in words else 1)
+
+
+def test_a_refused_process_leaves_the_lock_of_the_one_that_lives(run: Callable) -> None:
+    (folder := Path("logs/standard_net/mine")).mkdir(parents=True)
+    with held(folder):
+        assert run(*RUN, "--run_name", "mine").code == 2
+        assert (folder / ".lock").exists()
+        assert run(*RUN, "--run_name", "mine", "--ckpt_path", "auto").code == 2
+
+
+def test_a_lock_that_was_removed_keeps_nobody_out(tmp_path: Path) -> None:
+    from utils.run_state import hold, release
+
+    with held(tmp_path):
+        (tmp_path / ".lock").unlink()
+        # The other process holds a file that has no name any more.
+        assert hold(tmp_path)
+        release(tmp_path)
+
+
+def test_a_finished_run_of_that_name_does_not_heed_other_arguments(run: Callable) -> None:
+    named = (*RUN, "--run_name", "mine", "--ckpt_path", "auto")
+    assert run(*named).code == 0
+    outcome = run(*named, "--max_epochs", "5")
+    assert outcome.code == 2 and "that run is finished, with another max_epochs; choose another name" in outcome.err
+
+
 def test_a_named_run_is_that_run_whatever_it_was_started_with(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     named = ("--run_name", "mine", "--ckpt_path", "auto")
     with dying(monkeypatch, epoch=1):
