@@ -60,3 +60,26 @@ def test_main_works_from_another_working_folder(project: Path, tmp_path: Path) -
     command = [sys.executable, str(project / "main.py"), "--fast_dev_run", "true"]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, env={**os.environ}, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on_to_the_same_log(project: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--")
+    words = ("--max_epochs", "4", "--limit_train_batches", "10", "--model.width", "4", "--log_every_n_steps", "2")
+    words += ("--save_every_n_steps", "5", "--ckpt_path", "auto")
+    whole = start(project, *words, "--log_dir", "whole", launcher=launcher)
+    assert whole.communicate(timeout=200) and whole.returncode == 0
+    parts = start(project, *words, launcher=launcher)
+    assert parts.stdout is not None
+    for line in parts.stdout:
+        if line.startswith("epoch 2/4"):
+            break
+    children = subprocess.run(["pgrep", "-P", str(parts.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[1]), signal.SIGTERM)
+    out, _ = parts.communicate(timeout=100)
+    assert "SIGTERM: stopped after" in out and "saved logs/standard_net/version_0/checkpoints/last.ckpt" in out
+    again = start(project, *words, launcher=launcher)
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0 and "going on with logs/standard_net/version_0" in out, err
+    # Both processes' running means count, within the epoch too.
+    logs = [(project / top / "standard_net/version_0/metrics.csv").read_text() for top in ("whole", "logs")]
+    assert logs[0] == logs[1]
