@@ -105,7 +105,8 @@ def test_values_twice_in_tensorboard_are_found(pair):
 def test_files_left_over_other_runs_and_other_results_are_found(pair):
     compare, reference, run = pair
     (only(run, "checkpoints") / "last.ckpt.tmp").touch()
-    (only(run, "config.yaml").parents[1] / "version_1").mkdir()
+    (other := only(run, "config.yaml").parents[1] / "version_1").mkdir()
+    (other / "metrics.csv").touch()
     (run / "results.json").write_text("{}")
     assert [difference.split(":")[0] for difference in compare(reference, run)] == ["run folders", "files", "results"]
 

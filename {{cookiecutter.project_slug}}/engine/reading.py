@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from engine import distributed
-from engine.exceptions import explained
+from engine.exceptions import MisconfigurationException, explained
 from engine.samples import EpochSampler, SeededDataset, Unreadable
 from engine.seed import capture_rng, isolated_rng, mix, restore_rng, seed_cpu
 
@@ -145,7 +145,14 @@ class Reader:
         within = bool(done)
         if resumed is not None and self._source is not None:
             self._before_ahead, done = resumed, 0
-            self._source.load_state_dict(resumed["source"])
+            try:
+                with isolated_rng(gpu=False):
+                    restore_rng(resumed["random"])
+                self._source.load_state_dict(resumed["source"])
+            except Exception as error:
+                raise MisconfigurationException(
+                    f"the train loader's state in the checkpoint does not fit {type(self._source).__name__} ({error!r})"
+                ) from error
         ended = within and resumed is not None and resumed["ended"]
         iterator = self._iterator = iter(()) if ended else self._apart(lambda: iter(self.loader))
         if resumed is not None and within:

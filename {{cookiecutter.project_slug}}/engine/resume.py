@@ -212,6 +212,10 @@ def _restore_metric(metric: Any, saved: dict[str, Any]) -> None:
     if isinstance(metric, Metric):
         if type(saved["updates"]) is not int or saved["values"].keys() != metric._defaults.keys():
             raise TypeError(f"{sorted(metric._defaults)} expected")
+        for name, value in saved["values"].items():
+            dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
+            if not (isinstance(value, list) if isinstance(metric._defaults[name], list) else dense):
+                raise TypeError(f"{name} is a {type(value).__name__}")
         # Copies: metrics of one group share tensors, and tensors that are shared in the file still are.
         for key, value in move_to_device(deepcopy(saved["values"]), metric.device).items():
             setattr(metric, key, value)
