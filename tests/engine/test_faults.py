@@ -239,7 +239,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_advice_and_the_last_checkpoin
         run = trainer(callbacks=[kills, saver], enable_checkpointing=True, logger=(logger := Memory()))
         try:
             run.fit(Net(), train, val)
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, ConnectionError) as error:
             print(logger.status, error, notes(error), sep="|", flush=True)
             # torch reports dead workers from a signal handler: it must be done with that.
             for _ in range(20):
@@ -248,7 +248,8 @@ def test_a_worker_that_is_killed_ends_the_run_with_advice_and_the_last_checkpoin
 
     child = Apart(work)
     assert child.end(20) == 0, child.err
-    assert child.out.startswith("['failed']|DataLoader worker (pid")
+    # What torch says depends on where the kill finds it.
+    assert child.out.startswith("['failed']|")
     assert "a process that reads data was killed" in child.out and "num_workers" in child.out
     assert "quiet" in child.out
     assert checkpoint.load(Path("c/last.ckpt"))["global_step"] >= 4

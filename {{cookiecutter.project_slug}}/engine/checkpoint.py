@@ -278,11 +278,17 @@ class CheckpointWriter:
         self._buffers: dict[tuple[Any, ...], list[Tensor]] = {}
 
     def write(
-        self, checkpoint: Checkpoint, path: Path, keep: tuple[Path, Path] | None, committed: Callable[[], None]
+        self,
+        checkpoint: Checkpoint,
+        path: Path,
+        keep: tuple[Path, Path] | None,
+        committed: Callable[[], None],
+        check: Callable[[Checkpoint], None] = lambda checkpoint: None,
     ) -> None:
-        """Write a file as `save` does, then call `committed`."""
+        """Write a file as `save` does, unless `check` raises, then call `committed`."""
         self.wait()
         if not self.asynchronous:
+            check(checkpoint)
             save(checkpoint, path, keep)
             committed()
             return
@@ -294,6 +300,7 @@ class CheckpointWriter:
             try:
                 if ready is not None:
                     ready.synchronize()
+                check(staged)
                 save(staged, path, keep)
                 committed()
             except BaseException as error:

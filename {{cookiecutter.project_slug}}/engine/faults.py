@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -60,22 +60,23 @@ def check_losses(t: Trainer) -> None:
         raise _spoilt(message)
 
 
-def check_weights(t: Trainer) -> None:
-    """Look at the weights before a checkpoint is written: a gradient may have spoilt them under a loss that was finite.
+def check_weights(t: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Look at the weights that are to be written: a gradient may have spoilt them under a loss that was finite.
 
     Raises:
         FloatingPointError: One is NaN or infinite, and `detect_nonfinite` is "raise".
     """
-    weights = {name: p.detach() for name, p in t.module.named_parameters() if p.is_floating_point() and p.numel()}
-    if t.detect_nonfinite == "off" or not weights:
+    saved = {name: checkpoint["state_dict"][name] for name, _ in t.module.named_parameters()}
+    weights = {name: value for name, value in saved.items() if value.is_floating_point() and value.numel()}
+    if t.detect_nonfinite == "off" or not weights or t.stage != "fit":
         return
     largest = torch._foreach_norm([*weights.values()], math.inf)
-    sizes = torch.stack([size.to(t.device, torch.float32) for size in largest]).tolist()
+    sizes = torch.stack([size.float() for size in largest]).tolist()
     names = [name for name, size in zip(weights, sizes, strict=True) if not math.isfinite(size)]
     if not names:
         return
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    message = f"weights are nan or infinite after step {t.log_step}: {', '.join(names[:3])}{more}"
+    message = f"weights are nan or infinite after {checkpoint['global_step']} steps: {', '.join(names[:3])}{more}"
     if t.detect_nonfinite == "raise":
         raise _spoilt(message)
     distributed.rank_zero_warn(message)

@@ -16,7 +16,7 @@ from engine.data import Loaders
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks
 from engine.module import DataModule, Module
-from engine.signals import StopRequest, leave
+from engine.signals import StopRequest, leave, quiet_children
 from engine.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -63,15 +63,14 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
             yield
         except BaseException as error:
             failed = error
-            # Before others explain why the tear-down failed, too.
-            faults.explain(t, failed)
-        for step in _ending(t, stage, failed):
-            try:
-                step()
-            except BaseException as error:
-                if failed is not None:
-                    failed.add_note(f"then the tear-down failed, too: {type(error).__name__}: {error}")
-                failed = failed or error
+        with quiet_children():
+            for step in _ending(t, stage, failed):
+                try:
+                    step()
+                except BaseException as error:
+                    if failed is not None:
+                        failed.add_note(f"then the tear-down failed, too: {type(error).__name__}: {error}")
+                    failed = failed or error
     if failed is not None:
         faults.explain(t, failed)
         raise failed
@@ -83,6 +82,8 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
 def _ending(t: Trainer, stage: str, failed: BaseException | None) -> Iterator[Callable[[], Any]]:
     """What is done at the end of a stage, each step whether those before it went well or not."""
     if failed is not None:
+        # Before others explain why the tear-down failed, too.
+        yield partial(faults.explain, t, failed)
         yield from (partial(bound, t, t.module, failed) for bound in t.overrides["on_exception"])
         if t.datamodule is not None:
             yield partial(t.datamodule.on_exception, failed)

@@ -19,7 +19,7 @@ from torchmetrics import Metric, MetricCollection
 from engine import distributed
 from engine.checkpoint import FORMAT, Checkpoint, DamagedCheckpoint, fitting, load_weights, plain
 from engine.exceptions import MisconfigurationException
-from engine.faults import check_losses, check_weights, writing_logs
+from engine.faults import check_losses, writing_logs
 from engine.hooks import move_to_device
 from engine.reading import own_sampler
 from engine.seed import capture_rng, restore_rng
@@ -42,7 +42,6 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
     """
     if t.stage == "fit":
         check_losses(t)
-        check_weights(t)
     module, datamodule, state = t.module, t.datamodule, t.state
     captured: Checkpoint = {
         "format": FORMAT,

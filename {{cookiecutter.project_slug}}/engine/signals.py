@@ -8,6 +8,8 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -80,6 +82,19 @@ class StopRequest:
             raise KeyboardInterrupt
         name = signal.Signals(number).name
         self._received = max(self._received, {"SIGUSR1": USR1, "SIGTERM": TERM, "SIGINT": INT}[name])
+
+
+@contextmanager
+def quiet_children() -> Iterator[None]:
+    """Keep torch from raising, in the midst of a tear-down, that a worker has died: it does so with every other."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def leave(reason: int) -> None:

@@ -280,6 +280,7 @@ class Trainer:
         # What is being written changes what callbacks know of their files.
         self.writer.wait()
         captured = resume.capture(self, weights_only)
+        faults.check_weights(self, captured)
         if distributed.is_rank_zero():
             checkpoint.save(captured, path)
         distributed.barrier()

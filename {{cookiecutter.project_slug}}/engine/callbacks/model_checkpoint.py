@@ -6,6 +6,7 @@ import math
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from engine import checkpoint, distributed, resume
 from engine.callback import Callback
 from engine.callbacks.early_stopping import check_mode, monitored_value
 from engine.exceptions import MisconfigurationException
+from engine.faults import check_weights
 from engine.loggers import make_folder
 
 if TYPE_CHECKING:
@@ -209,7 +211,7 @@ class ModelCheckpoint(Callback):
         # Another ModelCheckpoint may have written it.
         newest = self.dirpath / "last.ckpt" if self.save_last else self._newest
         keep = None if newest is None else (newest, self.dirpath / PREVIOUS)
-        trainer.writer.write(captured, path, keep, committed)
+        trainer.writer.write(captured, path, keep, committed, partial(check_weights, trainer))
         self._newest = last or path
 
     def _ranking(self) -> tuple[dict[str, float], str, float | None]:
