@@ -223,12 +223,9 @@ def start(words: list[str], folder: Path, board: Board, moment: Moment = NEVER) 
 
 def compare(reference: Path, run: Path) -> list[str]:
     """What of a run is not as in the reference; both are working folders of `child`."""
-    # A process that is killed in the very moment in which it has made its folder leaves it empty: one more number.
-    folders, theirs = (
-        sorted(str(path.relative_to(top)) for path in top.glob("logs/*/*") if any(path.iterdir()))
-        for top in (reference, run)
-    )
-    differences = [] if len(folders) == len(theirs) else [f"run folders: {theirs}, not {folders}"]
+    # A process that is killed in the very moment in which it has made its folder leaves it empty: that is none.
+    expected, found = (sum(any(path.iterdir()) for path in top.glob("logs/*/*")) for top in (reference, run))
+    differences = [] if expected == found else [f"run folders: {found}, not {expected}"]
     ours, theirs = (sorted(str(path.parent) for path in top.rglob("config.yaml")) for top in (reference, run))
     if len(ours) != len(theirs) or not ours:
         return [*differences, f"begun runs: {theirs}, not as many as {ours}"]

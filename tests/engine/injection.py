@@ -50,12 +50,16 @@ def at(hook: str, when: int, action: Callable[[engine.Trainer], Any]) -> Acts:
     return made
 
 
+class Hang(BaseException):
+    """Not an Exception, which the code under test may catch."""
+
+
 @contextmanager
 def time_limit(seconds: int = SECONDS) -> Iterator[None]:
     """Fail rather than hang."""
 
     def expire(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"not done after {seconds} seconds")
+        raise Hang(f"not done after {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.alarm(seconds)

@@ -185,6 +185,16 @@ def _bomb() -> bytes:
     return b"\x80\x02}" + body + b"K\x01s."
 
 
+def test_weights_that_a_hook_leaves_out_of_the_file_are_not_missed() -> None:
+    class Leaves(Net):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            del checkpoint["state_dict"]["net.bias"]
+
+    part = trainer(callbacks=ModelCheckpoint("c", save_last=True), enable_checkpointing=True)
+    part.fit(Leaves(), loader())
+    assert set(checkpoint.load(Path("c/last.ckpt"))["state_dict"]) == {"net.weight"}
+
+
 @pytest.mark.parametrize("filename", ["last", "previous"])
 def test_names_that_the_callback_needs_itself_are_refused(filename: str) -> None:
     with pytest.raises(engine.MisconfigurationException, match="is the name of another file"):

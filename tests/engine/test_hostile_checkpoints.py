@@ -11,7 +11,6 @@ import io
 import math
 import os
 import random
-import signal
 import struct
 import time
 import traceback
@@ -19,7 +18,6 @@ import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import torch
 from engine import checkpoint
 from engine.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from engine.loggers import CSVLogger
+from injection import Hang, time_limit
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from torchmetrics import MeanSquaredError
@@ -36,31 +35,12 @@ from toy import Net, dataset, loader, same_bits, stream, trainer
 
 FUZZ = int(os.environ.get("FUZZ", "0"))
 CASES, SEED = 800 * max(FUZZ, 1), time.time_ns() if FUZZ else 1
-SECONDS = 10
-
-
-class Hang(BaseException):
-    """Not an Exception, which the code under test may catch."""
-
-
-@contextmanager
-def time_limit(seconds: int = SECONDS) -> Iterator[None]:
-    def hang(*_: Any) -> None:
-        raise Hang(f"not over after {seconds} seconds")
-
-    previous = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def outcome(action: Callable[[], Any]) -> str:
     """What came of it: "done", "refused" (one line) or "explained" (an error with notes); else where it failed."""
     try:
-        with time_limit(), warnings.catch_warnings():
+        with time_limit(10), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             action()
     except engine.MisconfigurationException as error:

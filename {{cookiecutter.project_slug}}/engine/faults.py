@@ -66,17 +66,18 @@ def check_weights(t: Trainer, checkpoint: dict[str, Any]) -> None:
     Raises:
         FloatingPointError: One is NaN or infinite, and `detect_nonfinite` is "raise".
     """
-    saved = {name: checkpoint["state_dict"][name] for name, _ in t.module.named_parameters()}
-    weights = {name: value for name, value in saved.items() if value.is_floating_point() and value.numel()}
+    # A hook may have left some out of the file; buffers may be infinite on purpose.
+    saved, names = checkpoint["state_dict"], (name for name, _ in t.module.named_parameters())
+    weights = {n: saved[n] for n in names if n in saved and saved[n].is_floating_point() and saved[n].numel()}
     if t.detect_nonfinite == "off" or not weights or t.stage != "fit":
         return
     largest = torch._foreach_norm([*weights.values()], math.inf)
     sizes = torch.stack([size.float() for size in largest]).tolist()
-    names = [name for name, size in zip(weights, sizes, strict=True) if not math.isfinite(size)]
-    if not names:
+    bad = [name for name, size in zip(weights, sizes, strict=True) if not math.isfinite(size)]
+    if not bad:
         return
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    message = f"weights are nan or infinite after {checkpoint['global_step']} steps: {', '.join(names[:3])}{more}"
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    message = f"weights are nan or infinite after {checkpoint['global_step']} steps: {', '.join(bad[:3])}{more}"
     if t.detect_nonfinite == "raise":
         raise _spoilt(message)
     distributed.rank_zero_warn(message)

@@ -38,7 +38,7 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
     """Everything a trainer has to save, as in the schema of `engine.checkpoint`; every process must call this.
 
     Raises:
-        FloatingPointError: The weights are spoilt.
+        FloatingPointError: A loss of the steps before was NaN or infinite.
     """
     if t.stage == "fit":
         check_losses(t)
