@@ -140,7 +140,6 @@ MISSPELT = [
     (Net, "training_epoch_end", "on_train_epoch_end"),
     (Net, "test_epoch_end", "on_test_epoch_end"),
     (Net, "training_step_end", "on_train_batch_end"),
-    (Net, "optimizer_step", "on_before_optimizer_step"),
     (Net, "configure_optimizer", "configure_optimizers"),
     (Net, "val_step", "validation_step"),
     (Data, "on_exceptions", "on_exception"),
@@ -203,13 +202,6 @@ def test_missing_parts_are_named() -> None:
         _ = Net().trainer
 
 
-def test_manual_optimization_is_refused() -> None:
-    model = Net()
-    model.automatic_optimization = False
-    with pytest.raises(engine.MisconfigurationException, match="automatic_optimization=False"):
-        trainer().fit(model, DataLoader(dataset()))
-
-
 def test_callbacks_that_would_overwrite_each_others_state_are_refused() -> None:
     class Counting(engine.Callback):
         def state_dict(self) -> dict[str, Any]:
@@ -230,15 +222,6 @@ def test_modes_come_back_after_an_error_in_validation() -> None:
     with pytest.raises(Boom):
         trainer().validate(model, loader())
     assert model.training and not model.net.training
-
-
-def test_lbfgs_is_refused() -> None:
-    class Closures(Net):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.LBFGS(self.parameters())
-
-    with pytest.raises(engine.MisconfigurationException, match="LBFGS"):
-        trainer().fit(Closures(), loader())
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])

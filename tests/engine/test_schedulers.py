@@ -10,7 +10,7 @@ import torch
 from engine.callbacks import ModelCheckpoint
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
-from toy import Net, fit, loader
+from toy import Net, fit, loader, weights
 
 
 class Scheduled(Net):
@@ -191,18 +191,17 @@ def other() -> Any:
 
 
 ERRORS = {
-    "nothing": (lambda o: None, "returned NoneType; return an optimizer"),
-    "an empty list": (lambda o: [], "returned an empty list"),
+    "an empty list": (lambda o: [], "returned nothing; return an optimizer"),
     "text": (lambda o: "adam", "returned str"),
-    "two optimizers": (lambda o: [o, o], "returned 2 optimizers; one is supported"),
+    "two optimizers": (lambda o: [o, o], "returned 2 optimizers; set self.automatic_optimization = False"),
     "two lists": (lambda o: ([o, o], [halving(o)]), "returned 2 optimizers"),
-    "a dict without one": (lambda o: {"lr_scheduler": halving(o)}, "dict without 'optimizer'"),
-    "an unknown key": (lambda o: {"optimizer": o, "scheduler": halving(o)}, r"unknown keys \['scheduler'\]"),
+    "a dict without one": (lambda o: {"lr_scheduler": halving(o)}, r"a dict of \['lr_scheduler'\]"),
+    "an unknown key": (lambda o: {"optimizer": o, "scheduler": halving(o)}, r"a dict of \['optimizer', 'scheduler'\]"),
     "an unknown scheduler key": (lambda o: ([o], [{"scheduler": halving(o), "every": 1}]), "keys are"),
     "a scheduler dict without one": (lambda o: ([o], [{"interval": "step"}]), "'scheduler' is required"),
     "no scheduler": (lambda o: ([o], ["cosine"]), "str is no scheduler"),
     "an interval": (lambda o: ([o], [{"scheduler": halving(o), "interval": "batch"}]), "interval 'batch'; give"),
-    "a frequency": (lambda o: ([o], [{"scheduler": halving(o), "frequency": 0}]), "frequency 0; give 1 or more"),
+    "a frequency": (lambda o: ([o], [{"scheduler": halving(o), "frequency": 0}]), "frequency 0; give a whole number from 1"),
     "a plateau without monitor": (lambda o: ([o], [ReduceLROnPlateau(o)]), "ReduceLROnPlateau needs a value"),
     "another optimizer's": (lambda o: ([o], [halving(other())]), "configure_optimizers did not return"),
 }
@@ -216,8 +215,17 @@ def test_a_senseless_return_value_is_refused(kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_plateau_ignores_a_value_of_an_earlier_validation() -> None:
+def test_plateau_takes_the_newest_value_also_where_no_validation_came() -> None:
     model = Rising(lambda o: plateau(o, strict=False))
     fit(model, loader(2), loader(2), max_epochs=6, check_val_every_n_epoch=2)
-    # Validated after epochs 1, 3 and 5: the second and the third value are worse than the first.
-    assert model.rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1])
+    # Validated after epochs 1, 3 and 5; what is worse than before, or the same again, counts.
+    assert model.rates == pytest.approx([1, 1, 1, 0.1, 0.01, 0.001])
+
+
+def test_no_optimizer_at_all_changes_nothing_and_says_so() -> None:
+    model = Scheduled(lambda o: None)
+    before = weights(model)
+    with pytest.warns(UserWarning, match="configure_optimizers returned None"):
+        run = fit(model)
+    assert torch.equal(weights(model), before)
+    assert run.global_step == 4

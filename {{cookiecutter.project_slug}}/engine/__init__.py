@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from engine import callbacks, loggers
 from engine.callback import Callback
+from engine.datamodule import DataModule
 from engine.exceptions import MisconfigurationException
-from engine.module import DataModule, Module
+from engine.module import Module
 from engine.seed import seed_everything
 from engine.trainer import Trainer
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec
 
 from engine.exceptions import MisconfigurationException
+from engine.hooks import is_overridden
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,11 +127,6 @@ def override_table(callbacks: Sequence[Callback]) -> Table:
     """For each hook of `Callback`, the bound methods of the callbacks that override it, in list order."""
     hooks = [name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")]
     return {name: tuple(getattr(c, name) for c in callbacks if is_overridden(c, name, Callback)) for name in hooks}
-
-
-def is_overridden(thing: object, name: str, base: type) -> bool:
-    """Whether `thing`, an instance of `base`, brings its own `name`, by class or by attribute."""
-    return name in vars(thing) or getattr(type(thing), name, None) is not getattr(base, name, None)
 
 
 def check_hook_names(thing: object, base: type, unsupported: Mapping[str, str] = {}) -> None:  # noqa: B006  # read only

@@ -55,21 +55,37 @@ class Loaders:
         given: Loaders that were handed over directly, by kind ("train", "val", "test", "predict").
         limits: `limit_*_batches` by kind.
         share: Whether to share samples among processes.
+        ordered: Whether to train in the dataset's own order, too: on the same batches in every epoch.
     """
 
     def __init__(
-        self, sources: list[DataHooks], given: dict[str, Any], limits: dict[str, int | float], *, share: bool
+        self,
+        sources: list[DataHooks],
+        given: dict[str, Any],
+        limits: dict[str, int | float],
+        *,
+        share: bool,
+        ordered: bool = False,
     ) -> None:
         self.seed = 0
-        self._sources, self._given, self._limits, self._share = sources, given, limits, share
+        self._sources, self._given, self._limits = sources, given, limits
+        self._share, self._ordered = share, ordered
         self._ready: dict[str, LoaderSet] = {}
+
+    def request_again(self, *kinds: str) -> None:
+        """Ask the hooks for loaders anew when they are next needed."""
+        for kind in kinds:
+            self._close(kind)
+            self._ready.pop(kind, None)
 
     def get(self, kind: str) -> LoaderSet:
         """The loaders of a kind, and how many batches of each to run."""
         if kind not in self._ready:
             loaders, names = self._request(kind)
             training, name = kind == "train", f"limit_{kind}_batches"
-            prepared = [prepare_loader(p, seed=self.seed, training=training, share=self._share) for p in loaders]
+            ordered = self._ordered and kind in ("train", "val")
+            options: dict[str, Any] = {"seed": self.seed, "training": training, "share": self._share}
+            prepared = [prepare_loader(loader, **options, ordered=ordered) for loader in loaders]
             counts = [count_batches(p, self._limits[kind], name) for p in prepared]
             tags: list[str | None] = [*names] or [
                 f"dataloader_idx_{n}" if len(loaders) > 1 else None for n in range(len(loaders))
@@ -89,9 +105,12 @@ class Loaders:
 
     def close(self) -> None:
         """End all workers; if the garbage collector finds them, each may hold it up for seconds."""
-        for ready in self._ready.values():
-            for reader in ready.readers:
-                reader.close()
+        for kind in self._ready:
+            self._close(kind)
+
+    def _close(self, kind: str) -> None:
+        for reader in self._ready[kind].readers if kind in self._ready else ():
+            reader.close()
 
     def _request(self, kind: str) -> tuple[list[Any], list[str]]:
         loaders = self._given.get(kind)
@@ -114,7 +133,7 @@ def _check_names(kind: str, loaders: Mapping[Any, Any]) -> None:
             raise MisconfigurationException(f"a {kind} loader has the name {name!r}; give a text without '/'")
 
 
-def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True) -> Any:
+def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True, ordered: bool = False) -> Any:
     """The same loader with our order, randomness of samples, and a generator of its own.
 
     A plain `DataLoader` of a map dataset is rebuilt with a `SeededDataset`, and with an `EpochSampler` for torch's
@@ -126,6 +145,7 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
         seed: Seed of the run.
         training: Whether processes must run equally many batches.
         share: Share samples among processes; otherwise samplers are left alone when there are several.
+        ordered: Take the dataset's own order in place of a random one.
 
     Raises:
         MisconfigurationException: There are fewer samples than processes, or none to train on.
@@ -134,7 +154,7 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
         return loader
     plain = type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
     several = distributed.world_size() > 1
-    own = _epoch_sampler(loader, seed, training) if plain and (share or not several) else None
+    own = _epoch_sampler(loader, seed, training, ordered) if plain and (share or not several) else None
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if own is None and several and not hasattr(sampler, "num_replicas"):
         distributed.rank_zero_warn("a loader with a sampler of its own gives every process all its samples")
@@ -175,7 +195,7 @@ def _init_worker(own: Callable[[int], None] | None, worker_id: int) -> None:
         own(worker_id)
 
 
-def _epoch_sampler(loader: DataLoader[Any], seed: int, training: bool) -> EpochSampler | None:
+def _epoch_sampler(loader: DataLoader[Any], seed: int, training: bool, ordered: bool) -> EpochSampler | None:
     """Our sampler in place of the loader's, if that is one of torch's whose rule we know."""
     if type(loader.batch_sampler) is not BatchSampler:
         return None
@@ -185,7 +205,7 @@ def _epoch_sampler(loader: DataLoader[Any], seed: int, training: bool) -> EpochS
     whole = (permutes or type(given) is SequentialSampler) and len(given) == len(loader.dataset)  # type: ignore[arg-type]
     if not whole and weighted is None:
         return None
-    sampler = EpochSampler(len(given), shuffle=permutes, seed=seed, even=training, weighted=weighted)  # type: ignore[arg-type]
+    sampler = EpochSampler(len(given), shuffle=permutes and not ordered, seed=seed, even=training, weighted=weighted)  # type: ignore[arg-type]
     if training and not sampler.size:
         raise MisconfigurationException("the training set is empty; check the folder, or the arguments, of the data")
     if 0 < sampler.size < sampler.world:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -80,6 +82,12 @@ def broadcast(value: T) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Give every process the values of rank 0, in place."""
+    if active():
+        dist.broadcast(tensor, src=0)
+
+
 def all_gather(value: T) -> list[T]:
     """The values of all processes, by rank (any picklable object)."""
     if not active():
@@ -87,6 +95,29 @@ def all_gather(value: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_gather_tensor(tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+    """The tensors of all processes, stacked, on each of them; a single process gets its own back as it is."""
+    if not active():
+        return tensor
+    if sync_grads:
+        parts = differentiable.all_gather(tensor, group or dist.group.WORLD)  # type: ignore[no-untyped-call]
+        return torch.stack(parts)
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, tensor.contiguous(), group)
+    return torch.stack(gathered)
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Replace tensors by their means over all processes, in one collective for each type and device."""
+    for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors) if active() else ():
+        alike = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == kind]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike]) / dist.get_world_size()
+        dist.all_reduce(flat)
+        means = torch.split(flat, [tensor.numel() for tensor in alike])
+        for tensor, mean in zip(alike, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def rank_zero_warn(message: str) -> None:

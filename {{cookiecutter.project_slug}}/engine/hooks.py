@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 
 class ModelHooks(nn.Module):
     """Hooks of a model, by the moment at which they run. `Callback` says of each what has happened by then."""
+
+    # Whether the engine computes gradients and steps the optimizer; otherwise `training_step` does.
+    automatic_optimization: bool = True
 
     # A stage begins or is over: "fit", "validate", "test" or "predict". teardown is called after an error, too.
     def setup(self, stage: str) -> None: ...
@@ -54,21 +57,32 @@ class ModelHooks(nn.Module):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
 
-    # These do what their names say; evaluation restores the mode of every submodule afterwards.
+    # These do what their names say. Without a model_train of yours, every submodule gets the mode that it had.
     def on_validation_model_zero_grad(self) -> None:
         self.zero_grad()
 
     def on_validation_model_eval(self) -> None:
         self.eval()
 
+    def on_validation_model_train(self) -> None:
+        self.train()
+
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
+    on_test_model_train = on_predict_model_train = on_validation_model_train
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a learning-rate scheduler; `metric` is what a plateau scheduler watches, else None."""
+        scheduler.step(*(() if metric is None else (metric,)))
 
 
 class DataHooks:
     """Loaders and batch transfer. A data module's override goes before the model's."""
 
+    # Whether every machine prepares data, or only the first.
+    prepare_data_per_node: bool = True
+
     def prepare_data(self) -> None:
-        """Download and the like: on one process of each machine, before `setup`; keep no state here."""
+        """Download and the like: on one process (of each machine), before `setup`; keep no state here."""
 
     def train_dataloader(self) -> Any:
         """The loader to train on."""
@@ -99,22 +113,33 @@ class DataHooks:
         return batch
 
 
+def is_overridden(thing: object, name: str, base: type) -> bool:
+    """Whether `thing`, an instance of `base`, brings its own `name`, by class or by attribute."""
+    return name in vars(thing) or getattr(type(thing), name, None) is not getattr(base, name, None)
+
+
 def move_to_device(batch: Any, device: torch.device) -> Any:
     """The same structure with every tensor on `device`; other objects that have `.to` are moved by it."""
+    # Towards the CPU a copy that is not waited for would hold garbage.
+    on_gpu = device.type == "cuda"
+    return convert(batch, lambda value: value.to(device, non_blocking=on_gpu), other=lambda value: value.to(device))
+
+
+def convert(batch: Any, tensor: Callable[[Tensor], Any], other: Callable[[Any], Any] | None = None) -> Any:
+    """The same structure with every tensor, and if asked to every other object that has `.to`, converted."""
     if isinstance(batch, Tensor):
-        # Towards the CPU a copy that is not waited for would hold garbage.
-        return batch.to(device, non_blocking=device.type == "cuda")
+        return tensor(batch)
     if isinstance(batch, Mapping):
-        moved = {key: move_to_device(value, device) for key, value in batch.items()}
-        return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]
+        converted = {key: convert(value, tensor, other) for key, value in batch.items()}
+        return converted if type(batch) is dict else type(batch)(converted)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*[move_to_device(value, device) for value in batch])
+        return type(batch)(*[convert(value, tensor, other) for value in batch])
     if isinstance(batch, list | tuple):
-        return type(batch)([move_to_device(value, device) for value in batch])
+        return type(batch)([convert(value, tensor, other) for value in batch])
     if is_dataclass(batch) and not isinstance(batch, type):
         names = [field.name for field in fields(batch) if field.init]
-        return replace(batch, **{name: move_to_device(getattr(batch, name), device) for name in names})
-    return batch.to(device) if hasattr(batch, "to") else batch
+        return replace(batch, **{name: convert(getattr(batch, name), tensor, other) for name in names})
+    return other(batch) if other is not None and hasattr(batch, "to") else batch
 
 
 def find_batch_size(batch: Any) -> int | None:

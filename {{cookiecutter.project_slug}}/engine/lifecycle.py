@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import distributed, faults
-from engine.callback import Callback, check_hook_names, is_overridden
+from engine.arguments import check_manual
+from engine.callback import Callback, check_hook_names
 from engine.data import Loaders
+from engine.datamodule import DataModule
+from engine.evaluation import takes_batch_idx
 from engine.exceptions import MisconfigurationException
-from engine.hooks import DataHooks
-from engine.module import DataModule, Module
+from engine.hooks import DataHooks, ModelHooks, is_overridden
+from engine.module import Module
+from engine.optim import LightningOptimizer, needs_closure, parse_optimizers
 from engine.signals import StopRequest, leave, quiet_children
-from engine.strategy import Strategy
+from engine.strategy import Strategy, make_strategy
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
 # Methods that do something in some version of Lightning and nothing here, and what to write instead: refused at the
 # start rather than ignored.
 UNSUPPORTED_HOOKS = {
-    "optimizer_step": "on_before_optimizer_step",
-    "lr_scheduler_step": "configure_optimizers",
     "configure_optimizer": "configure_optimizers",
     "val_step": "validation_step",
     "training_epoch_end": "on_train_epoch_end",
@@ -36,10 +37,6 @@ UNSUPPORTED_HOOKS = {
     "validation_step_end": "on_validation_batch_end",
     "test_step_end": "on_test_batch_end",
 }
-# Smallest value of each whole-number argument.
-LEAST = {"max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0, "fast_dev_run": 0}
-LEAST |= {"num_sanity_val_steps": -1, "check_val_every_n_epoch": 1}
-LEAST |= {"log_every_n_steps": 1, "accumulate_grad_batches": 1}
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -57,7 +54,7 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
     _attach(t, stage, model, datamodule, given)
     failed: BaseException | None = None
     # A stage that trains ends at a step when it is asked to; others leave signals to Python.
-    with t.stop if stage == "fit" else nullcontext():
+    with t.stop if stage == "fit" else nullcontext(), torch.autograd.set_detect_anomaly(t.detect_anomaly):
         try:
             _set_up(t)
             yield
@@ -110,23 +107,25 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     t.before_validation, t.resumed, t.losses = None, None, []
     t.interruption, t.stop = 0, StopRequest(t.max_seconds)
     t.metrics.clear()
+    t.metrics.stage = "train"
     if not isinstance(model, Module):
         raise MisconfigurationException(f"the model is a {type(model).__name__}; give a subclass of engine.Module")
     model.trainer = t
     check_hook_names(model, Module, UNSUPPORTED_HOOKS)
-    if not model.automatic_optimization:
-        raise MisconfigurationException("automatic_optimization=False is not supported; return the loss instead")
     sources: list[Any] = [model]
     if datamodule is not None:
         datamodule.trainer = t
         check_hook_names(datamodule, DataModule)
         sources.insert(0, datamodule)
-    t.loaders = Loaders(sources, given, t.limits, share=t.use_distributed_sampler)
+    limits = {kind: getattr(t, f"limit_{kind}_batches") for kind in ("train", "val", "test", "predict")}
+    t.loaders = Loaders(sources, given, limits, share=t.use_distributed_sampler, ordered=bool(t.overfit_batches))
     returned = model.configure_callbacks()
     own = [returned] if isinstance(returned, Callback) else list(returned)
     # A model's callbacks replace the trainer's of the same type.
     t.dispatch([c for c in t.callbacks if type(c) not in {type(mine) for mine in own}] + own)
-    t.step_takes_batch_idx = len(inspect.signature(model.training_step).parameters) > 1
+    for callback in t.callbacks:
+        callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
+    look_up_hooks(t)
     owners = [next((s for s in sources if is_overridden(s, name, DataHooks)), model) for name in TRANSFER_HOOKS]
     t.transfer_hooks = [getattr(owner, name) for owner, name in zip(owners, TRANSFER_HOOKS, strict=True)]
 
@@ -138,39 +137,48 @@ def _set_up(t: Trainer) -> None:
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
     folders = [logger.log_dir for logger in t.loggers if logger.log_dir]
     t.log_dir = distributed.broadcast(next(iter(folders), t.default_root_dir))
-    if distributed.local_rank() == 0:
-        if t.datamodule is not None:
-            t.datamodule.prepare_data()
-        t.module.prepare_data()
+    for source in (t.datamodule, t.module):
+        if (
+            source is not None
+            and (distributed.local_rank() if source.prepare_data_per_node else distributed.rank()) == 0
+        ):
+            source.prepare_data()
     distributed.barrier()
     if t.datamodule is not None:
         t.datamodule.setup(t.stage)
     t.call(Callback.setup, t.stage)
     t.module.setup(t.stage)
     distributed.barrier()
-    t.module.configure_model()
-    t.module.to(t.device)
+    with t.precision_plugin.context if t.precision_plugin.dtype is not None else nullcontext():
+        t.module.configure_model()
+    t.module.to(t.device, t.precision_plugin.dtype)
+    # Again, since hooks may be attributes that were set meanwhile.
+    look_up_hooks(t)
 
 
-def check_arguments(t: Trainer) -> None:
-    """Refuse values out of range.
+def look_up_hooks(t: Trainer) -> None:
+    """Find the module's steps, and those of its hooks that do something."""
+    module = t.module
+    t.steps = {name: getattr(module, f"{name}_step") for name in ("training", "validation", "test", "predict")}
+    t.step_takes_batch_idx = takes_batch_idx(t.steps["training"])
+    names = [name for name in t.overrides if hasattr(ModelHooks, name) and is_overridden(module, name, ModelHooks)]
+    t.module_hooks = {name: getattr(module, name) for name in names}
+
+
+def prepare_training(t: Trainer) -> None:
+    """Make what trains the module: its optimizers and schedulers, and what spreads a step over processes.
 
     Raises:
-        MisconfigurationException: The first one found.
+        MisconfigurationException: They do not fit each other, or the trainer's arguments.
     """
-    for name, least in LEAST.items():
-        value = getattr(t, name)
-        if type(value) is not int or not least <= value < 2**63:
-            raise MisconfigurationException(f"{name}={value!r} makes no sense; give a whole number from {least}")
-    for name, limit in t.limits.items():
-        if type(limit) not in (int, float) or not 0 <= limit <= (1.0 if type(limit) is float else limit):
-            raise MisconfigurationException(
-                f"limit_{name}_batches={limit!r} makes no sense; give a number of batches, or a share from 0.0 to 1.0"
-            )
-    clip = t.gradient_clip_val
-    if clip is not None and not (isinstance(clip, int | float) and 0 <= clip < 3e38):
-        raise MisconfigurationException(f"gradient_clip_val={clip!r}; give a number from 0, or none")
-    if t.gradient_clip_algorithm not in ("norm", "value"):
-        raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")
-    if t.detect_nonfinite not in ("raise", "warn", "off"):
-        raise MisconfigurationException(f"detect_nonfinite={t.detect_nonfinite!r}; give raise, warn or off")
+    module = t.module
+    check_manual(t, module)
+    if t.sync_batchnorm and distributed.active():
+        if t.device.type != "cuda":
+            raise MisconfigurationException("sync_batchnorm works on GPUs only; leave it out")
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    t.strategy = make_strategy(t.strategy_name, module, t.steps["training"], t.device)
+    t.optimizers, t.lr_scheduler_configs = parse_optimizers(module.configure_optimizers(), module)
+    t.lightning_optimizers = [LightningOptimizer(optimizer, t) for optimizer in t.optimizers]
+    by_optimizer = needs_closure(t.optimizers[0], scaled=t.precision_plugin.scaler is not None)
+    t.by_closure = by_optimizer or is_overridden(module, "optimizer_step", Module)

@@ -1,29 +1,30 @@
-"""The loops, read top-down: fit, epoch, batch, optimizer step; evaluation; prediction.
+"""The loops, read top-down: fit, epoch, batch, optimizer step.
 
-    fit_epochs -> train_epoch -> train_batch -> forward_backward -> Module.training_step
-                                             -> optimizer_step
-                              -> evaluate    -> Module.validation_step
+    fit_epochs -> train_epoch -> train_batches -> train_batch -> forward_backward -> Module.training_step
+                                               -> leaves_epoch -> evaluation.evaluate -> Module.validation_step
 
 `t` is the trainer. Hooks run callbacks first, then the module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from engine import distributed
-from engine.callback import Callback, Hook, P
+from engine.callback import Callback
+from engine.evaluation import by_name, call_both, evaluate, to_device
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_losses, watch_loss
-from engine.hooks import move_to_device
-from engine.metrics import Meter, Scope
+from engine.metrics import Scope
 from engine.optim import step_schedulers
 from engine.resume import moment
 from engine.seed import isolated_rng
@@ -31,8 +32,6 @@ from engine.signals import NAMES, leave
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
-
-CPU = torch.device("cpu")
 
 
 @dataclass
@@ -43,8 +42,12 @@ class TrainState:
         seed: Seed of the order of samples.
         epoch: Finished epochs.
         batches_done: Batches done in the current epoch.
-        global_step: Completed optimizer steps.
+        total_batches: Batches done in all epochs.
+        global_step: Completed optimizer steps, of all optimizers together.
+        batches_that_stepped: Batches after which an optimizer has stepped: the x-axis of the logs.
+        last_batch: The batch done last was the last of its epoch.
         step_open: A step is done but for what is logged of it.
+        plateau_open: Nor have schedulers stepped that follow a value, which validation may bring.
         validated: After the last batch, validation has run.
         epoch_over: The current epoch is finished but for the callbacks that monitor it.
     """
@@ -52,8 +55,12 @@ class TrainState:
     seed: int
     epoch: int = 0
     batches_done: int = 0
+    total_batches: int = 0
     global_step: int = 0
+    batches_that_stepped: int = 0
+    last_batch: bool = False
     step_open: bool = False
+    plateau_open: bool = False
     validated: bool = False
     epoch_over: bool = False
 
@@ -62,6 +69,7 @@ def fit_epochs(t: Trainer) -> None:
     """Train until `stop_reason(t)` names a reason, or somebody asks to stop."""
     t.metrics.stage, t.metrics.scope = "train", Scope.EPOCH
     call_both(t, Callback.on_train_start)
+    t.last_validation = time.monotonic()
     while stop_reason(t) is None and not interrupted(t):
         train_epoch(t)
     if interrupted(t):
@@ -74,6 +82,7 @@ def fit_epochs(t: Trainer) -> None:
 def train_epoch(t: Trainer) -> None:
     """Run one epoch, or what is left of it: its batches, its validation, its end."""
     state, metrics = t.state, t.metrics
+    t.reload_dataloaders()
     metrics.scope = Scope.EPOCH
     if state.step_open:
         # Resumed from a checkpoint that a hook at the end of a batch saved.
@@ -81,19 +90,20 @@ def train_epoch(t: Trainer) -> None:
     if not state.batches_done:
         metrics.fresh.clear()
         call_both(t, Callback.on_train_epoch_start)
+    # How often to validate within an epoch, in batches; inf: after its last one.
+    t.val_check_batch = t.batches_between_validations()
     skip_rest = train_batches(t)
-    if not skip_rest and not t.interruption:
-        validate_in_fit(t)
     if interrupted(t):
         return
     metrics.scope = Scope.EPOCH
     call_both(t, Callback.on_train_epoch_end)
     check_losses(t)
-    t.log_metrics(_by_name(metrics.flush_epoch()), t.log_step)
+    t.log_metrics(by_name(metrics.flush_epoch()), t.log_step)
     metrics.scope = None
-    step_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1, metrics)
     # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
-    state.epoch_over = t.is_last_batch or not step_limit_reached(t)
+    state.epoch_over = skip_rest or t.is_last_batch or not step_limit_reached(t)
+    if skip_rest or t.is_last_batch:
+        step_learning_rates(t, "epoch", state.epoch + 1, plateau=True)
     # ModelCheckpoint, EarlyStopping and others that watch metrics.
     t.call_monitoring(Callback.on_train_epoch_end)
     if state.epoch_over:
@@ -108,29 +118,62 @@ def train_batches(t: Trainer) -> bool:
     """
     state = t.state
     # An epoch that was left after its last batch has no more.
-    t.is_last_batch = bool(state.batches_done)
+    t.is_last_batch = state.last_batch and bool(state.batches_done)
+    if state.batches_done and leaves_epoch(t):
+        return False
     batches = t.loaders.train().epoch(state.seed, state.epoch, state.batches_done)
     for batch_idx, batch, t.is_last_batch in batches:
         skip_rest = train_batch(t, batch, batch_idx)
         t.metrics.scope = None
         t.writer.check()
-        # Not within a window of accumulated gradients, which would be lost.
-        if skip_rest or (ends_window(t, batch_idx) and (interrupted(t) or stop_reason(t) is not None)):
+        if skip_rest or leaves_epoch(t):
             return skip_rest
     if not state.batches_done:
         raise MisconfigurationException(f"the train loader gave no batch in epoch {state.epoch}; check its data")
     return False
 
 
-def validate_in_fit(t: Trainer) -> None:
-    """Validate after the batches of an epoch, if that is due and has not been done before the run was resumed."""
-    due = t.validates and (t.state.epoch + 1) % t.check_val_every_n_epoch == 0
-    if due and not t.state.validated:
-        # What is saved until the validation is over is the state before it; also if it is broken off.
-        t.before_validation = deepcopy(moment(t))
+def leaves_epoch(t: Trainer) -> bool:
+    """Validate after a batch, if that is due; returns whether the epoch ends here, before the loader does."""
+    # Not within a window of accumulated gradients, which would be lost.
+    at_step = ends_window(t, t.state.batches_done - 1)
+    if at_step and interrupted(t):
+        return True
+    if validation_due(t, at_step):
+        validate_in_fit(t, at_step)
+        if at_step and interrupted(t):
+            return True
+    if t.state.plateau_open:
+        step_learning_rates(t, "step", t.state.batches_that_stepped, plateau=True)
+        t.state.plateau_open = False
+    return at_step and stop_reason(t) is not None
+
+
+def validation_due(t: Trainer, at_step: bool) -> bool:
+    """Whether to validate after the batch that is done: at the interval that was asked for, and before a run ends."""
+    state, every = t.state, t.check_val_every_n_epoch
+    if state.validated:
+        return False
+    if t.val_check_time is not None:
+        passed = time.monotonic() - t.last_validation >= t.val_check_time
+        due = distributed.broadcast(passed)
+    elif t.val_check_batch == float("inf"):
+        due = t.is_last_batch
+    else:
+        due = (state.total_batches if every is None else state.batches_done) % t.val_check_batch == 0
+    if not due and not (at_step and stop_reason(t) is not None):
+        return False
+    return (every is None or (state.epoch + 1) % every == 0) and t.validates
+
+
+def validate_in_fit(t: Trainer, at_step: bool) -> None:
+    """Validate after a batch."""
+    # What is saved until the validation is over is the state before it; also if it is broken off.
+    t.before_validation = deepcopy(moment(t))
+    if at_step:
         t.module.on_validation_model_zero_grad()
-        evaluate(t, "validation")
-        t.metrics.stage = "train"
+    evaluate(t, "validation")
+    t.metrics.stage, t.last_validation = "train", time.monotonic()
 
 
 def preserve(t: Trainer) -> None:
@@ -177,21 +220,33 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
     Returns:
         Whether the module asked to skip the rest of the epoch, this batch included.
     """
-    state, metrics = t.state, t.metrics
+    state, metrics, automatic = t.state, t.metrics, t.module.automatic_optimization
     batch = to_device(t, batch, 0)
     metrics.begin_batch(Scope.TRAIN_BATCH, batch)
     if call_both(t, Callback.on_train_batch_start, batch, batch_idx) == -1:
+        step_learning_rates(t, "step", state.batches_that_stepped)
+        step_learning_rates(t, "epoch", state.epoch + 1)
         return True
     stepping = ends_window(t, batch_idx)
-    outputs = forward_backward(t, batch, batch_idx, nullcontext() if stepping else t.strategy.no_sync())
+    if not automatic:
+        outputs = manual_step(t, batch, batch_idx)
+    elif stepping and t.by_closure:
+        outputs = step_by_closure(t, batch, batch_idx)
+    else:
+        outputs = forward_backward(t, batch, batch_idx, nullcontext() if stepping else t.strategy.no_sync())
+        if stepping:
+            prepare_gradients(t, t.optimizers[0])
+            t.precision_plugin.step(t.optimizers[0])
     watch_loss(t, batch_idx, outputs.get("loss"))
-    state.batches_done, state.validated = batch_idx + 1, False
+    state.batches_done, state.total_batches, state.validated = batch_idx + 1, state.total_batches + 1, False
+    state.last_batch = t.is_last_batch
     if stepping:
-        optimizer_step(t, window=batch_idx % t.accumulate_grad_batches + 1)
-        step_schedulers(t.lr_scheduler_configs, "step", state.global_step)
+        state.global_step += automatic
+        state.batches_that_stepped += 1
+        step_learning_rates(t, "step", state.batches_that_stepped)
     if t.is_last_batch:
-        step_schedulers(t.lr_scheduler_configs, "epoch", state.epoch + 1)
-    state.step_open = stepping
+        step_learning_rates(t, "epoch", state.epoch + 1)
+    state.step_open = state.plateau_open = stepping
     call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
     if stepping:
         finish_step(t)
@@ -201,12 +256,18 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
 
 def finish_step(t: Trainer) -> None:
     """Hand on what an optimizer step has logged."""
-    metrics, step = t.metrics, t.state.global_step
-    if step % t.log_every_n_steps == 0:
-        t.log_metrics(metrics.flush_step(), t.log_step)
+    step = t.state.batches_that_stepped
+    if (t.log_every_n_steps and step % t.log_every_n_steps == 0) or t.should_stop:
+        t.log_metrics(t.metrics.flush_step(), t.log_step)
         check_losses(t)
-    step_schedulers(t.lr_scheduler_configs, "step", step, metrics)
     t.state.step_open = False
+
+
+def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False) -> None:
+    """Step the schedulers of a unit: those that follow the clock, or those that follow a value."""
+    if t.lr_scheduler_configs and t.module.automatic_optimization:
+        store = t.metrics if plateau else None
+        step_schedulers(t.module.lr_scheduler_step, t.lr_scheduler_configs, unit, count, store)
 
 
 def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractContextManager[None]) -> dict[str, Any]:
@@ -217,15 +278,14 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
     Returns:
         What `on_train_batch_end` gets: the detached loss, divided by the accumulation, and the step's other values.
     """
-    module, precision = t.module, t.precision_plugin
     with no_sync:
-        with precision.context:
+        with t.precision_plugin.context:
             output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
         loss, extra = _split_output(output)
         if batch_idx % t.accumulate_grad_batches == 0:
             optimizer = t.optimizers[0]
             call_both(t, Callback.on_before_zero_grad, optimizer)
-            module.optimizer_zero_grad(t.current_epoch, batch_idx, optimizer)
+            t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
         if loss is None and distributed.active():
             raise MisconfigurationException(
                 "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
@@ -234,26 +294,79 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
             return extra
         if t.accumulate_grad_batches > 1:
             loss = loss / t.accumulate_grad_batches
-        scaled = precision.scale(loss)
-        call_both(t, Callback.on_before_backward, scaled)
-        module.backward(scaled)
-        call_both(t, Callback.on_after_backward)
-    return {**extra, "loss": loss.detach()}
+        backward(t, loss)
+    return {"loss": loss.detach(), **extra}
 
 
-def optimizer_step(t: Trainer, window: int) -> None:
-    """Unscale and clip the gradients of a window of `window` batches, and update the weights."""
-    module, precision, optimizer = t.module, t.precision_plugin, t.optimizers[0]
-    precision.unscale(optimizer)
+def backward(t: Trainer, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Differentiate a loss, scaled under fp16, with the hooks around it."""
+    scaled = t.precision_plugin.scale(loss)
+    call_both(t, Callback.on_before_backward, scaled)
+    t.module.backward(scaled, *args, **kwargs)
+    call_both(t, Callback.on_after_backward)
+
+
+def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
+    """Make gradients ready for the optimizer: their true size, and clipped."""
+    module = t.module
+    if not module.automatic_optimization:
+        distributed.average([p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
+    t.precision_plugin.unscale(optimizer)
+    window = t.state.batches_done % t.accumulate_grad_batches + 1
     if window < t.accumulate_grad_batches:
         # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
     call_both(t, Callback.on_before_optimizer_step, optimizer)
-    module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
-    precision.step(optimizer)
-    t.state.global_step += 1
+    if module.automatic_optimization:
+        module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
+
+
+def step_optimizer(t: Trainer, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
+    """What `LightningOptimizer.step` does: compute gradients by the closure, make them ready, update the weights."""
+
+    def prepared() -> Any:
+        loss = None if closure is None else closure()
+        prepare_gradients(t, optimizer)
+        return loss
+
+    result = t.precision_plugin.step(optimizer, prepared, **kwargs)
+    t.state.global_step += not t.module.automatic_optimization
+    return result
+
+
+def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
+    """Let the module's `optimizer_step`, or an optimizer such as LBFGS, run a batch as often as it likes."""
+    outputs: dict[str, Any] | None = None
+
+    def closure() -> Tensor | None:
+        nonlocal outputs
+        with torch.enable_grad():
+            outputs = forward_backward(t, batch, batch_idx, nullcontext())
+        return outputs.get("loss")
+
+    t.module.optimizer_step(t.state.epoch, batch_idx, t.lightning_optimizers[0], closure)
+    if outputs is None:
+        raise MisconfigurationException(
+            "optimizer_step did not run its closure; call optimizer.step(closure=optimizer_closure) in it, or at least "
+            "optimizer_closure()"
+        )
+    return outputs
+
+
+def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
+    """Run a training step that computes gradients and steps optimizers itself; returns its values, detached."""
+    with t.precision_plugin.context:
+        output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
+    if output is not None and not isinstance(output, Tensor | Mapping):
+        raise MisconfigurationException(
+            f"training_step returned {type(output).__name__}; return a tensor, a dict, or None"
+        )
+    values = {} if output is None else dict(output) if isinstance(output, Mapping) else {"loss": output}
+    if isinstance(values.get("loss"), Tensor):
+        values["loss"] = values["loss"].detach()
+    return values
 
 
 def sanity_check(t: Trainer) -> None:
@@ -265,110 +378,6 @@ def sanity_check(t: Trainer) -> None:
         t.call(Callback.on_sanity_check_end)
     t.sanity_checking = False
     t.metrics.clear()
-
-
-def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> list[dict[str, float]]:
-    """Run the "validation", "test" or "predict" loaders; validation inside fit as well as on its own.
-
-    Args:
-        t: The trainer.
-        stage: Which of them.
-        outputs: Takes what the steps return, on the CPU: a list for each loader. None drops it.
-
-    Returns:
-        One dict of logged epoch values per loader; what sets with names have in common is in each.
-    """
-    sets = t.evaluation_loaders(stage)
-    if not sets.readers and t.stage != "fit":
-        raise MisconfigurationException(f"there is nothing to {t.stage} on; give dataloaders, or write their hook")
-    if not any(sets.counts):
-        return []
-    metrics = t.metrics
-    metrics.samples = dict.fromkeys(sets.names, 0)
-    metrics.stage, metrics.scope = stage, None
-    logging = None if stage == "predict" else Scope.EPOCH
-    with evaluation_mode(t, stage):
-        metrics.scope = logging
-        call_both(t, getattr(Callback, f"on_{stage}_start"))
-        call_both(t, getattr(Callback, f"on_{stage}_epoch_start"))
-        for index, metrics.loader in enumerate(sets.tags):
-            kept = evaluate_loader(t, stage, index, keep=outputs is not None)
-            if outputs is not None:
-                outputs.append(kept)
-        metrics.loader, metrics.scope = None, logging
-        if broken_off(t):
-            metrics.reset(stage)
-            results = []
-        else:
-            call_both(t, getattr(Callback, f"on_{stage}_epoch_end"))
-            results = metrics.flush_epoch()
-            t.log_metrics(_by_name(results), t.log_step)
-            if t.before_validation is not None:
-                t.state.validated, t.before_validation = True, None
-        metrics.scope = None
-        call_both(t, getattr(Callback, f"on_{stage}_end"))
-    # What is of no single loader belongs to every one.
-    return [_by_name([r for r in results if r[0].loader in (None, tag)], every=True) for tag in sets.tags]
-
-
-def broken_off(t: Trainer) -> bool:
-    """Whether to leave an evaluation where it stands, since training is to stop; it is done again after a resume."""
-    # Processes have different numbers of evaluation batches, and so no step at which to agree.
-    return t.stage == "fit" and not distributed.active() and bool(t.stop.pending())
-
-
-@contextmanager
-def evaluation_mode(t: Trainer, stage: str) -> Iterator[None]:
-    """Evaluate without gradients and in evaluation mode; every submodule gets its own mode back, come what may."""
-    # Inference mode only on its own: within fit weights change again, and across processes gloo needs no_grad.
-    inference = t.inference_mode and t.stage != "fit" and not distributed.active()
-    modes = [(part, part.training) for part in t.module.modules()]
-    try:
-        with torch.inference_mode() if inference else torch.no_grad():
-            getattr(t.module, f"on_{stage}_model_eval")()
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]:
-    """Run the batches of one loader; returns what the steps gave, if it is to be kept."""
-    metrics, sets = t.metrics, t.evaluation_loaders(stage)
-    step, reader = getattr(t.module, f"{stage}_step"), sets.readers[index]
-    start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
-    scope = None if stage == "predict" else Scope.EVAL_BATCH
-    kept: list[Any] = []
-    for batch_idx, batch, _ in reader.epoch(t.state.seed, 0, count=sets.counts[index]):
-        if broken_off(t):
-            break
-        batch = to_device(t, batch, index)
-        metrics.begin_batch(scope, batch)
-        which = (batch_idx,) if metrics.loader is None else (batch_idx, index)
-        call_both(t, start, batch, *which)
-        with t.precision_plugin.context:
-            outputs = step(batch, *which)
-        call_both(t, end, outputs, batch, *which)
-        metrics.scope = None
-        if (values := metrics.flush_step()) and not t.sanity_checking:
-            # Every loader has a step counter of its own.
-            t.log_metrics(values, t.evaluation_steps[stage, metrics.loader])
-            t.evaluation_steps[stage, metrics.loader] += 1
-        if keep:
-            kept.append(move_to_device(outputs, CPU))
-    return kept
-
-
-def to_device(t: Trainer, batch: Any, dataloader_idx: int) -> Any:
-    """Run the three transfer hooks."""
-    before, move, after = t.transfer_hooks
-    return after(move(before(batch, dataloader_idx), t.device, dataloader_idx), dataloader_idx)
-
-
-def call_both(t: Trainer, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> Any:
-    """Call `hook` on the callbacks, then on the module, whose answer is returned."""
-    t.call(hook, *args, **kwargs)
-    return getattr(t.module, hook.__name__)(*args, **kwargs)
 
 
 def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
@@ -387,7 +396,3 @@ def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
         fault = f"of shape {tuple(loss.shape)}" if loss.numel() != 1 else "without gradient"
         raise MisconfigurationException(f"training_step returned a loss {fault}; return one number with a gradient")
     return loss, extra
-
-
-def _by_name(results: list[tuple[Meter, float]], every: bool = False) -> dict[str, float]:
-    return {meter.label("_epoch"): value for meter, value in results if every or meter.options.logger}

@@ -1,11 +1,9 @@
-"""Module: a network with its steps and its optimisation. DataModule: where the data comes from."""
+"""Module: a network with its steps and its optimisation."""
 
 from __future__ import annotations
 
-import inspect
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -13,64 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from engine import checkpoint as checkpoints
-from engine.distributed import rank_zero_warn
+from engine.distributed import all_gather_tensor, is_rank_zero, local_rank, rank, rank_zero_warn
 from engine.exceptions import MisconfigurationException
-from engine.hooks import DataHooks, ModelHooks
+from engine.hooks import DataHooks, ModelHooks, convert
+from engine.hparams import HyperparametersMixin
 from engine.metrics import LogOptions
 
 if TYPE_CHECKING:
     from engine.callback import Callback
     from engine.trainer import Trainer
-
-
-class Hyperparameters(dict[str, Any]):
-    """A dict whose items can also be read and set as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no hyper-parameter {name!r}; there are: {', '.join(self)}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-
-class HyperparametersMixin:
-    """`save_hyperparameters` and `hparams`, for modules and data modules."""
-
-    @property
-    def hparams(self) -> Hyperparameters:
-        """The arguments kept by `save_hyperparameters`; they are saved in every checkpoint."""
-        hparams: Hyperparameters = self.__dict__.setdefault("_hparams", Hyperparameters())
-        return hparams
-
-    def save_hyperparameters(self, *names: str, ignore: str | list[str] | None = None) -> None:
-        """Keep the arguments of the calling `__init__` (all, or those named) in `hparams`.
-
-        Args:
-            *names: Arguments to keep; none means all.
-            ignore: Arguments to leave out.
-        """
-        caller = inspect.currentframe()
-        assert caller is not None and caller.f_back is not None
-        names_in_order, _, kwargs, values = inspect.getargvalues(caller.f_back)
-        arguments = {name: values[name] for name in names_in_order if name not in ("self", "__class__")}
-        arguments |= values[kwargs] if kwargs else {}
-        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
-        for name in names:
-            if name not in arguments:
-                raise MisconfigurationException(
-                    f"save_hyperparameters({name!r}): __init__ has no such argument; it has {', '.join(arguments)}"
-                )
-        for name in names or arguments:
-            if name in ignored:
-                continue
-            try:
-                self.hparams[name] = checkpoints.plain(arguments[name], name)
-            except MisconfigurationException as error:
-                rank_zero_warn(f"hyper-parameter {error}. Silence this with save_hyperparameters(ignore=[{name!r}])")
 
 
 class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
@@ -79,18 +28,24 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
     Within a run, `self.trainer` is the trainer, `self.device` the device of the parameters.
     """
 
-    automatic_optimization: bool = True
+    # A batch for `forward`, from which the model's graph is drawn and exported: a tensor, or a tuple or dict of them.
+    example_input_array: Any = None
+    # Whether checkpoints must fit the module name by name.
+    strict_loading: bool = True
+    # Processes by dimension, where several ways of working together are mixed.
+    device_mesh: Any = None
 
     def __init__(self) -> None:
         super().__init__()
         self._trainer: Trainer | None = None
+        self._toggled: dict[Tensor, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, of weights for an average, say, does not take the trainer along.
         return {**self.__dict__, "_trainer": None}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | Mapping[str, Any] | None:
-        """Compute the loss of one batch.
+        """Compute the loss of one batch; without automatic optimization, compute gradients and step optimizers, too.
 
         Args:
             batch: What the train loader yielded, on the device.
@@ -145,13 +100,73 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
             clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
             clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate the loss."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate a loss in `training_step`, without automatic optimization."""
+        if self.automatic_optimization:
+            raise MisconfigurationException(
+                "manual_backward: set self.automatic_optimization = False in __init__, or return the loss instead"
+            )
+        self.trainer.backward(loss, *args, **kwargs)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Update the weights; the closure runs `training_step` and computes the gradients."""
+        optimizer.step(closure=optimizer_closure)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Clear the gradients."""
         optimizer.zero_grad()
+
+    def toggle_optimizer(self, optimizer: Any) -> None:
+        """Leave gradients to the parameters of this optimizer, until `untoggle_optimizer`."""
+        kept = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        of_all = [p for o in self.trainer.optimizers for group in o.param_groups for p in group["params"]]
+        self._toggled = self._toggled or {p: p.requires_grad for p in of_all}
+        for parameter, required in self._toggled.items():
+            parameter.requires_grad = required and id(parameter) in kept
+
+    def untoggle_optimizer(self, optimizer: Any) -> None:
+        """Give every parameter the gradients again that it had before `toggle_optimizer`."""
+        for parameter, required in self._toggled.items():
+            parameter.requires_grad = required
+        self._toggled = {}
+
+    @contextmanager
+    def toggled_optimizer(self, optimizer: Any) -> Iterator[None]:
+        """Around computing the loss of one of several optimizers."""
+        self.toggle_optimizer(optimizer)
+        try:
+            yield
+        finally:
+            self.untoggle_optimizer(optimizer)
+
+    def freeze(self) -> Self:
+        """Train no parameter, and go to evaluation mode."""
+        return self.requires_grad_(False).eval()
+
+    def unfreeze(self) -> Self:
+        """Train every parameter."""
+        return self.requires_grad_(True).train()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print, in one process only."""
+        if is_rank_zero():
+            print(*args, **kwargs)
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        """The tensors of all processes, with a first dimension for the processes where there are several.
+
+        Args:
+            data: A tensor, or a structure of tensors; the same shapes everywhere.
+            group: A process group of `torch.distributed`; default: all processes.
+            sync_grads: Let gradients flow to the other processes.
+        """
+        return convert(data, lambda tensor: all_gather_tensor(tensor, group, sync_grads))
 
     @property
     def trainer(self) -> Trainer:
@@ -189,9 +204,39 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         """The trainer's first logger, or None."""
         return None if self._trainer is None else self._trainer.logger
 
-    def optimizers(self) -> Optimizer:
-        """The optimizer."""
-        return self.trainer.optimizers[0]
+    @property
+    def loggers(self) -> list[Any]:
+        """The trainer's loggers."""
+        return [] if self._trainer is None else self._trainer.loggers
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process; 0 without a launcher."""
+        return rank()
+
+    @property
+    def local_rank(self) -> int:
+        """Number of this process on its machine."""
+        return local_rank()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the parameters; torch's default for a module without any."""
+        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the parameters are on a GPU of CUDA."""
+        return self.device.type == "cuda"
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """The optimizer, or a list of them where there are several.
+
+        Args:
+            use_pl_optimizer: With the hooks of the engine around `step`; otherwise torch's own.
+        """
+        found = self.trainer.lightning_optimizers if use_pl_optimizer else self.trainer.optimizers
+        return found[0] if len(found) == 1 else list(found)
 
     def lr_schedulers(self) -> Any:
         """The scheduler, a list of them where there are several, or None."""
@@ -210,6 +255,9 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         sync_dist: bool = False,
         add_dataloader_idx: bool = True,
         batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+        sync_dist_group: Any = None,
     ) -> None:
         """Log one value; nothing waits for the device.
 
@@ -225,6 +273,9 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
             sync_dist: Reduce over all processes (not the single steps of an evaluation); otherwise rank 0's counts.
             add_dataloader_idx: With several evaluation loaders, put the loader's number behind the name.
             batch_size: Weight in the mean; default: first dimension of the first tensor in the batch.
+            metric_attribute: Where the module has the torchmetrics object; found without it, and checked with it.
+            rank_zero_only: The value is that of the first process alone.
+            sync_dist_group: Not supported: values are reduced over all processes.
 
         Raises:
             MisconfigurationException: Logging is not possible here, or the value or options make no sense.
@@ -232,59 +283,18 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         if self._trainer is None:
             rank_zero_warn(f"self.log({name!r}, ...) does nothing without a Trainer")
             return
-        options = LogOptions(on_step, on_epoch, prog_bar, logger, reduce_fx, sync_dist)
+        if sync_dist_group is not None:
+            raise MisconfigurationException(
+                f"self.log({name!r}, sync_dist_group=...): leave it out; all processes count"
+            )
+        if metric_attribute is not None and dict(self.named_modules()).get(metric_attribute) is not value:
+            raise MisconfigurationException(f"self.log({name!r}): the metric is not self.{metric_attribute}")
+        if rank_zero_only and not is_rank_zero():
+            return
+        options = LogOptions(on_step, on_epoch, prog_bar, logger, reduce_fx, sync_dist and not rank_zero_only)
         self._trainer.metrics.log(name, value, options, batch_size, add_dataloader_idx)
 
     def log_dict(self, dictionary: Mapping[str, Tensor | float | Metric], **options: Any) -> None:
         """Log every item of a mapping or of a torchmetrics `MetricCollection`; options as in `log`."""
         for name, value in dictionary.items():
             self.log(name, value, **options)
-
-    @classmethod
-    def load_from_checkpoint(
-        cls, checkpoint_path: str | os.PathLike[str], map_location: torch.device | str = "cpu", **overrides: Any
-    ) -> Self:
-        """Build the module from the hyper-parameters in a checkpoint and load its weights.
-
-        Args:
-            checkpoint_path: A file that a trainer saved.
-            map_location: Device to put it on.
-            **overrides: Arguments of `__init__` that replace the saved ones.
-
-        Raises:
-            MisconfigurationException: The file is missing or damaged, or its weights do not fit.
-        """
-        loaded = checkpoints.load(Path(checkpoint_path))
-        accepted = inspect.signature(cls.__init__).parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
-        given = {name: value for name, value in loaded["hyper_parameters"].items() if name != "self"}
-        with checkpoints.fitting(checkpoint_path, "hyper_parameters"):
-            saved = {name: value for name, value in given.items() if takes_any or name in accepted}
-            module = cls(**{**saved, **overrides})
-            module.hparams.update({name: value for name, value in given.items() if name not in overrides})
-            module.configure_model()
-            module.on_load_checkpoint(loaded)
-        checkpoints.load_weights(module, loaded["state_dict"], checkpoint_path)
-        return module.to(map_location)
-
-
-class DataModule(HyperparametersMixin, DataHooks):
-    """Where the data comes from: override the loaders, `prepare_data` and `setup`."""
-
-    trainer: Trainer | None = None
-
-    def setup(self, stage: str) -> None:
-        """Build the datasets for "fit", "validate", "test" or "predict", in every process."""
-
-    def teardown(self, stage: str) -> None:
-        """A stage is over, also after an error."""
-
-    def on_exception(self, exception: BaseException) -> None:
-        """The run ends with an error or with Ctrl-C."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What to save in checkpoints, as primitives and tensors."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""

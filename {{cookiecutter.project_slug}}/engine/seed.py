@@ -47,6 +47,23 @@ def global_seed() -> int:
     return int(os.environ.get(SEED_VARIABLE, torch.initial_seed() & MAX_SEED))
 
 
+def make_deterministic(deterministic: bool | str | None, benchmark: bool | None) -> None:
+    """Choose deterministic kernels, and whether cuDNN tries several; None leaves torch as it is.
+
+    Raises:
+        MisconfigurationException: `deterministic` is neither True, False nor "warn".
+    """
+    if deterministic not in (None, True, False, "warn"):
+        raise MisconfigurationException(f"deterministic={deterministic!r}; give true, false or warn")
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+    if deterministic:
+        # What cuBLAS needs for it: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if benchmark is not None:
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def mix(*numbers: int) -> int:
     """Mix whole numbers into one well-spread 63-bit seed (splitmix64, Steele et al. 2014).
 

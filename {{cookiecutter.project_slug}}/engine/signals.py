@@ -130,7 +130,7 @@ def _requeue() -> None:
     distributed.rank_zero_warn(f"{' '.join(command)} failed ({reason}); queue the job again by hand")
 
 
-def seconds_of(max_time: str | timedelta | dict[str, int] | None) -> float | None:
+def seconds_of(max_time: Any, name: str = "max_time") -> float | None:
     """Seconds of "days:hours:minutes:seconds", of a timedelta, or of its arguments in a dict.
 
     Raises:
@@ -149,5 +149,5 @@ def seconds_of(max_time: str | timedelta | dict[str, int] | None) -> float | Non
     except (TypeError, ValueError, OverflowError):
         span = timedelta()
     if not isinstance(span, timedelta) or span <= timedelta():
-        raise MisconfigurationException(f"max_time={max_time!r}; give days:hours:minutes:seconds, such as 00:12:00:00")
+        raise MisconfigurationException(f"{name}={max_time!r}; give days:hours:minutes:seconds, such as 00:12:00:00")
     return span.total_seconds()

@@ -10,164 +10,194 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, final
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from engine import checkpoint, distributed, faults, lifecycle, loops, resume
-from engine.callback import Callback, Hook, P, Table, check_hook_names, is_overridden, override_table
+from engine.arguments import check_arguments, check_barebones
+from engine.callback import Callback, Hook, P, Table, check_hook_names, override_table
 from engine.callbacks import ModelCheckpoint, find_checkpoint, print_results, with_defaults
 from engine.checkpoint import CheckpointWriter
-from engine.data import Loaders, LoaderSet
+from engine.datamodule import DataModule
+from engine.evaluation import call_both, evaluate
 from engine.exceptions import MisconfigurationException
-from engine.loggers import Logger, as_loggers, log_hyperparams, make_folder
+from engine.hooks import is_overridden
+from engine.loggers import as_loggers, log_hyperparams, make_folder
 from engine.metrics import MetricStore
-from engine.module import DataModule, Module
-from engine.optim import LRSchedulerConfig, parse_optimizers
-from engine.precision import Precision, PrecisionName
+from engine.module import Module
+from engine.optim import LightningOptimizer
+from engine.precision import Precision, PrecisionAlias, PrecisionName
 from engine.reading import UNKNOWN
-from engine.seed import global_seed
+from engine.seed import global_seed, make_deterministic
 from engine.signals import StopRequest, seconds_of
-from engine.strategy import Strategy, check_devices, make_strategy, select_device
+from engine.strategy import Strategy, check_devices, select_device
+from engine.trainer_properties import TrainerProperties
 
 
 @final
-class Trainer:
+class Trainer(TrainerProperties):
     """Runs a module: `fit`, `validate`, `test`, `predict`.
 
     Args:
         accelerator: Device: cuda, else mps, else cpu with auto.
-        devices: Processes on this machine; auto takes as many as the launcher started.
-        strategy: How several processes work together; auto is ddp.
-        precision: Number format: 32-true, or autocast with bf16-mixed or 16-mixed.
-        logger: A logger, several, True for a TensorBoardLogger, or False for none.
+        strategy: How several processes work together: auto or ddp, or ddp_find_unused_parameters_true.
+        devices: Processes on this machine, or the GPUs to use; auto takes as many as the launcher started.
+        num_nodes: Machines that take part.
+        precision: Number format: 32-true; autocast with bf16-mixed or 16-mixed; all in 64-true, bf16-true or 16-true.
+        logger: A logger, several, true for a TensorBoardLogger, or false for none. Default: true.
         callbacks: Callbacks, called in this order; checkpoint callbacks always come last.
+        fast_dev_run: Try everything with so many batches (true: 1), without checkpoints and logs.
         max_epochs: Stop after so many epochs; -1 for no limit, default 1000 unless max_steps or max_time is given.
         min_epochs: Train at least so many epochs, even when asked to stop.
         max_steps: Stop after so many optimizer steps; -1 for no limit.
-        max_time: Stop, and save what is needed to go on, after days:hours:minutes:seconds of fit.
         min_steps: Take at least so many optimizer steps, even when asked to stop.
+        max_time: Stop, and save what is needed to go on, after days:hours:minutes:seconds of fit.
         limit_train_batches: Batches of an epoch: a number, or a share from 0.0 to 1.0.
         limit_val_batches: The same for each validation set; 0 turns validation off.
         limit_test_batches: The same for each test set.
         limit_predict_batches: The same for each set to predict.
-        fast_dev_run: Try everything with so many batches (true: 1), without checkpoints and logs.
-        check_val_every_n_epoch: Validate every so many epochs.
-        num_sanity_val_steps: Validation batches to try before training; -1 for all.
-        log_every_n_steps: Log the values of every so many optimizer steps.
-        enable_checkpointing: Save checkpoints.
-        enable_progress_bar: Show progress.
-        enable_model_summary: Show the model's layers before training.
+        overfit_batches: Train and validate on so many batches, a number or a share, always the same (0: all).
+        val_check_interval: Validate so often in an epoch: a share of it, batches, or days:hours:minutes:seconds.
+        check_val_every_n_epoch: Validate in every so many epochs; null counts val_check_interval across epochs.
+        num_sanity_val_steps: Validation batches to try before training; -1 for all. Default: 2.
+        log_every_n_steps: Log the values of every so many optimizer steps; 0 for none. Default: 50.
+        enable_checkpointing: Save checkpoints. Default: true.
+        enable_progress_bar: Show progress. Default: true.
+        enable_model_summary: Show the model's layers before training. Default: true.
         accumulate_grad_batches: Add up the gradients of so many batches before each optimizer step.
         gradient_clip_val: Limit of the gradients; none leaves them alone.
-        gradient_clip_algorithm: Clip the norm of all gradients, or the value of each.
-        deterministic: Use deterministic kernels only, which may be slower.
+        gradient_clip_algorithm: Clip the norm of all gradients, or the value of each. Default: norm.
+        deterministic: Use deterministic kernels only, which may be slower; warn where there is none with warn.
         benchmark: Let cuDNN try kernels for the fastest; good where sizes stay the same.
         inference_mode: Evaluate in torch.inference_mode rather than torch.no_grad (never within fit).
         use_distributed_sampler: Share the samples of torch's default samplers among processes.
+        profiler: Where the time goes: simple for a table, pytorch for a trace of torch.profiler, or a Profiler.
+        detect_anomaly: Find the operation whose gradient is NaN; slow.
+        barebones: Turn off everything that costs time beside the loop: logs, checkpoints, bar, sanity check.
+        sync_batchnorm: Let batch norms of several processes, on GPUs, see the whole batch.
+        reload_dataloaders_every_n_epochs: Ask for new loaders every so many epochs (0: never).
+        default_root_dir: Folder for logs and checkpoints where no logger names one; default: here.
+        enable_autolog_hparams: Hand the arguments of model and data to the loggers.
         detect_nonfinite: What to do about a loss that is NaN or infinite.
         async_save: Write checkpoints in the background while training goes on.
-        default_root_dir: Folder for logs and checkpoints where no logger names one; default: here.
 
     Raises:
         MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
     """
 
     # What a run consists of; set by fit, validate, test and predict.
-    module: Module
     datamodule: DataModule | None
     strategy: Strategy
-    loaders: Loaders
-    optimizers: list[Optimizer]
-    lr_scheduler_configs: list[LRSchedulerConfig]
+    lightning_optimizers: list[LightningOptimizer]
+    # Whether the optimizer, or the module's optimizer_step, runs training_step by itself.
+    by_closure: bool
     step_takes_batch_idx: bool
-    stage: str
+    # training_step, validation_step, ... of the module, and those of its hooks that do something, by name.
+    steps: dict[str, Callable[..., Any]]
+    module_hooks: dict[str, Callable[..., Any]]
     stop: StopRequest
     # Losses that nobody has looked at yet: (epoch, batch, step, loss).
     losses: list[tuple[int, int, int, Tensor]]
-    # What has interrupted fit, of `engine.signals`; 0 for nothing.
-    interruption: int
     # What a checkpoint that is saved during validation takes from before it.
     before_validation: dict[str, Any] | None
     # File and epoch from which training went on.
     resumed: tuple[Path, int] | None
+    # Batches between validations within an epoch (inf: at its end); when the last one was, on the monotonic clock.
+    val_check_batch: float
+    last_validation: float
+    _loaded_in_epoch: int
 
     def __init__(
         self,
         *,
         accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
-        devices: int | Literal["auto"] = "auto",
-        strategy: Literal["auto", "ddp"] = "auto",
-        precision: PrecisionName = "32-true",
-        logger: Logger | Sequence[Logger] | bool = True,
+        strategy: str = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
+        precision: PrecisionName | PrecisionAlias | Literal[16, 32, 64] | None = "32-true",
+        logger: Any | Sequence[Any] | bool | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
+        fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
         max_steps: int = -1,
-        max_time: str | timedelta | None = None,
         min_steps: int | None = None,
-        limit_train_batches: int | float = 1.0,
-        limit_val_batches: int | float = 1.0,
-        limit_test_batches: int | float = 1.0,
-        limit_predict_batches: int | float = 1.0,
-        fast_dev_run: int | bool = False,
-        check_val_every_n_epoch: int = 1,
-        num_sanity_val_steps: int = 2,
-        log_every_n_steps: int = 50,
-        enable_checkpointing: bool = True,
-        enable_progress_bar: bool = True,
-        enable_model_summary: bool = True,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = 1.0,
+        limit_val_batches: int | float | None = 1.0,
+        limit_test_batches: int | float | None = 1.0,
+        limit_predict_batches: int | float | None = 1.0,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = 1.0,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
-        deterministic: bool = False,
-        benchmark: bool = False,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
+        profiler: str | Any | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
         detect_nonfinite: Literal["raise", "warn", "off"] = "raise",
         async_save: bool = False,
-        default_root_dir: str | os.PathLike[str] | None = None,
+        **older: Any,
     ) -> None:
+        if older:
+            raise MisconfigurationException(str(older))
+        if barebones:
+            what = {"logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler}
+            what |= {"enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary}
+            what |= {"num_sanity_val_steps": num_sanity_val_steps, "log_every_n_steps": log_every_n_steps}
+            check_barebones(**what, fast_dev_run=fast_dev_run, detect_anomaly=detect_anomaly)
+        self.barebones, self.detect_anomaly, self.num_nodes = barebones, detect_anomaly, num_nodes
         self.fast_dev_run = int(fast_dev_run) if isinstance(fast_dev_run, bool) else fast_dev_run
         unlimited = 1000 if max_steps == -1 and max_time is None else -1
         self.max_epochs = unlimited if max_epochs is None else max_epochs
-        self.min_epochs, self.max_steps, self.min_steps = min_epochs or 0, max_steps, min_steps or 0
-        limits = (limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches)
-        self.limits = dict(zip(("train", "val", "test", "predict"), limits, strict=True))
-        self.check_val_every_n_epoch = check_val_every_n_epoch
-        self.num_sanity_val_steps = num_sanity_val_steps
-        self.log_every_n_steps = log_every_n_steps
+        self.min_epochs = min_epochs or int(min_epochs is None and bool(min_steps))
+        self.max_steps, self.min_steps = max_steps, min_steps or 0
+        self.limit_train_batches, self.limit_val_batches = _or(limit_train_batches, 1.0), _or(limit_val_batches, 1.0)
+        self.limit_test_batches = _or(limit_test_batches, 1.0)
+        self.limit_predict_batches = _or(limit_predict_batches, 1.0)
+        self.overfit_batches = overfit_batches
+        self.val_check_interval, self.check_val_every_n_epoch = _or(val_check_interval, 1.0), check_val_every_n_epoch
+        by_time = isinstance(val_check_interval, str | timedelta | dict)
+        self.val_check_time = seconds_of(val_check_interval, "val_check_interval") if by_time else None
+        self.num_sanity_val_steps = _or(num_sanity_val_steps, 0 if barebones else 2)
+        self.log_every_n_steps = _or(log_every_n_steps, 0 if barebones else 50)
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.max_seconds, self.detect_nonfinite = seconds_of(max_time), detect_nonfinite
-        lifecycle.check_arguments(self)
-        if self.fast_dev_run:
-            self.limits = dict.fromkeys(self.limits, self.fast_dev_run)
-            self.max_epochs, self.num_sanity_val_steps, self.check_val_every_n_epoch, logger = 1, 0, 1, False
-        check_devices(devices, strategy)
-        self.device = select_device(accelerator)
-        self.precision = precision
+        check_arguments(self)
+        logger = _or(logger, not barebones)
+        self._shorten()
+        check_devices(devices, num_nodes, strategy)
+        self.strategy_name, self.device = strategy, select_device(accelerator, devices)
         self.precision_plugin = Precision(precision, self.device)
-        if deterministic:
-            torch.use_deterministic_algorithms(True)
-        if benchmark:
-            torch.backends.cudnn.benchmark = True
+        self.precision = self.precision_plugin.name
+        make_deterministic(deterministic, benchmark)
         self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
+        self.sync_batchnorm, self.profiler = sync_batchnorm, profiler
         self.default_root_dir = str(default_root_dir or ".")
         self.log_dir = self.default_root_dir
-        self.loggers = as_loggers(logger, self.default_root_dir)
-
-        self.state = loops.TrainState(seed=global_seed())
-        self.metrics = MetricStore()
-        # Values as last handed to the loggers, and as last shown.
-        self.logged_metrics, self.progress_bar_metrics = self.metrics.logged, self.metrics.progress_bar
-        self.stage = ""
-        self.should_stop = self.sanity_checking = self.is_last_batch = False
-        self.optimizers, self.lr_scheduler_configs = [], []
-        self.transfer_hooks: list[Callable[..., Any]] = []
-        self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
+        self.loggers = as_loggers(logger if not self.fast_dev_run else False, self.default_root_dir)
+        self.enable_autolog_hparams = enable_autolog_hparams
         self.writer = CheckpointWriter(async_save)
-        enabled = (enable_checkpointing, enable_progress_bar, enable_model_summary)
+        self._reset()
+        enabled = (
+            _or(flag, not barebones) for flag in (enable_checkpointing, enable_progress_bar, enable_model_summary)
+        )
         self.dispatch(with_defaults(callbacks, *enabled))
 
     def fit(
@@ -177,6 +207,8 @@ class Trainer:
         val_dataloaders: Any = None,
         datamodule: DataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+        **older: Any,
     ) -> None:
         """Train.
 
@@ -187,6 +219,7 @@ class Trainer:
             datamodule: Where the hooks are looked for, before the model.
             ckpt_path: Continue from a file, from the "last" or "best" of this trainer's ModelCheckpoint, or "auto":
                 from the newest file in its folder that is not damaged, if there is one.
+            weights_only: Lightning's argument. Files are always read without trusting them, so that False is refused.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the step was finished, and a checkpoint saved.
@@ -198,15 +231,14 @@ class Trainer:
         with lifecycle.run(self, "fit", model, datamodule, given):
             found = find_checkpoint(self, ckpt_path)
             resume.restore_weights(self, found)
-            self.strategy = make_strategy(model, self.device)
-            optimizer, self.lr_scheduler_configs = parse_optimizers(model.configure_optimizers())
-            self.optimizers = [optimizer]
-            loops.call_both(self, Callback.on_fit_start)
+            lifecycle.prepare_training(self)
+            call_both(self, Callback.on_fit_start)
             if found is not None:
                 resume.restore_training(self, *found)
                 self.resumed = (found[0], self.state.epoch)
-            with faults.writing_logs(self):
-                log_hyperparams(self)
+            if self.enable_autolog_hparams:
+                with faults.writing_logs(self):
+                    log_hyperparams(self)
             model.zero_grad()
             if self.num_sanity_val_steps and self.validates and not self.state.batches_done:
                 loops.sanity_check(self)
@@ -217,7 +249,7 @@ class Trainer:
             if self.num_training_batches and loops.stop_reason(self) is None:
                 loops.fit_epochs(self)
             self.writer.wait()
-            loops.call_both(self, Callback.on_fit_end)
+            call_both(self, Callback.on_fit_end)
 
     def validate(
         self,
@@ -269,7 +301,7 @@ class Trainer:
         with lifecycle.run(self, "predict", self._or_last(model), datamodule, {"predict": dataloaders}):
             resume.restore_weights(self, find_checkpoint(self, ckpt_path))
             predictions: list[Any] | None = [] if return_predictions else None
-            loops.evaluate(self, "predict", predictions)
+            evaluate(self, "predict", predictions)
         return predictions[0] if predictions is not None and len(predictions) == 1 else predictions
 
     def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
@@ -295,78 +327,28 @@ class Trainer:
         for bound in self._late[hook.__name__]:
             bound(self, self.module, *args, **kwargs)
 
-    @property
-    def current_epoch(self) -> int:
-        """Finished epochs: within an epoch its number from 0."""
-        return self.state.epoch
-
-    @property
-    def global_step(self) -> int:
-        """Completed optimizer steps."""
-        return self.state.global_step
-
-    @property
-    def log_step(self) -> int:
-        """Step that loggers are given: number of the last optimizer step, from 0."""
-        return max(self.state.global_step - 1, 0)
-
-    @property
-    def logger(self) -> Logger | None:
-        """The first logger."""
-        return self.loggers[0] if self.loggers else None
-
-    @property
-    def callback_metrics(self) -> dict[str, Tensor]:
-        """All logged values by name, as 0-d tensors: what callbacks may monitor."""
-        return self.metrics.callback_metrics()
-
-    @property
-    def checkpoint_callback(self) -> ModelCheckpoint | None:
-        """The first ModelCheckpoint."""
-        return next((c for c in self.callbacks if isinstance(c, ModelCheckpoint)), None)
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this process writes files and talks."""
-        return distributed.is_rank_zero()
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes of the run."""
-        return distributed.world_size()
-
-    @property
-    def num_training_batches(self) -> int | float:
-        """Batches of a training epoch, after `limit_train_batches`; inf if the loader does not know."""
-        return self.loaders.train().count
-
-    @property
-    def validates(self) -> bool:
-        """Whether fit validates: there is a `validation_step` and something to run it on."""
-        has_step = is_overridden(self.module, "validation_step", Module)
-        return has_step and any(self.evaluation_loaders("validation").counts)
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the whole run, for schedulers; inf if there is no limit."""
-        known = self.max_epochs != -1 and self.num_training_batches != UNKNOWN
-        per_epoch = math.ceil(self.num_training_batches / self.accumulate_grad_batches) if known else 0
-        return min(
-            per_epoch * self.max_epochs if known else math.inf, self.max_steps if self.max_steps != -1 else math.inf
-        )
-
-    def evaluation_loaders(self, stage: str) -> LoaderSet:
-        """The prepared "validation", "test" or "predict" loaders, the batches to run of each, and their names."""
-        sets = self.loaders.get("val" if stage == "validation" else stage)
-        steps = self.num_sanity_val_steps if self.sanity_checking else -1
-        return sets if steps == -1 else sets._replace(counts=[min(steps, count) for count in sets.counts])
-
-    def log_metrics(self, values: dict[str, float], step: int) -> None:
-        """Hand values to all loggers, with the epoch."""
+    def log_metrics(self, values: dict[str, float], step: int, with_epoch: bool = True) -> None:
+        """Hand values to all loggers, at the step that is logged as "step" or the one given; the epoch beside them."""
         if values and not self.sanity_checking:
+            own_step = "step" in values
+            numbers = {name: value for name, value in values.items() if name != "step"}
+            numbers |= {"epoch": self.state.epoch} if with_epoch and not own_step else {}
             with faults.writing_logs(self):
                 for logger in self.loggers:
-                    logger.log_metrics({**values, "epoch": self.state.epoch}, step)
+                    logger.log_metrics(dict(numbers), int(values["step"]) if own_step else step)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate a loss: what `Module.manual_backward` does."""
+        loops.backward(self, loss, *args, **kwargs)
+
+    def step_optimizer(self, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
+        """Update weights: what the `step` of `Module.optimizers` does."""
+        return loops.step_optimizer(self, optimizer, closure, **kwargs)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print, in one process only."""
+        if self.is_global_zero:
+            print(*args, **kwargs)
 
     def _evaluate(
         self, stage: str, model: Module | None, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
@@ -374,10 +356,43 @@ class Trainer:
         kind = {"validate": "val", "test": "test"}[stage]
         with lifecycle.run(self, stage, self._or_last(model), datamodule, {kind: dataloaders}):
             resume.restore_weights(self, find_checkpoint(self, ckpt_path))
-            results = loops.evaluate(self, {"validate": "validation", "test": "test"}[stage])
+            results = evaluate(self, {"validate": "validation", "test": "test"}[stage])
         if verbose and distributed.is_rank_zero():
             print_results(stage, results, self.loaders.get(kind).names)
         return results
+
+    def batches_between_validations(self) -> float:
+        """Batches of training between validations, within an epoch or, if that was asked for, across epochs.
+
+        Returns:
+            A whole number, or inf for a validation at the end of an epoch.
+
+        Raises:
+            MisconfigurationException: `val_check_interval` asks for more batches than an epoch has, or for a share of
+                an unknown number.
+        """
+        interval, count = self.val_check_interval, self.num_training_batches
+        if self.val_check_time is not None or interval == 1.0 and type(interval) is float:
+            return math.inf
+        if type(interval) is int:
+            if interval > count and self.check_val_every_n_epoch is not None and self.validates:
+                raise MisconfigurationException(
+                    f"val_check_interval={interval}, but an epoch has {count} batches; give fewer, or "
+                    "check_val_every_n_epoch=None to count across epochs"
+                )
+            return interval
+        if count == UNKNOWN:
+            raise MisconfigurationException(
+                f"val_check_interval={interval} of a train loader without length; give a number of batches or a time"
+            )
+        return max(1, int(count * float(interval)))
+
+    def reload_dataloaders(self) -> None:
+        """Ask for new loaders, if it is the epoch for it."""
+        every = self.reload_dataloaders_every_n_epochs
+        if every and self.state.epoch - self._loaded_in_epoch >= every:
+            self._loaded_in_epoch = self.state.epoch
+            self.loaders.request_again("train", "val")
 
     def dispatch(self, callbacks: list[Callback]) -> None:
         """Keep the callbacks, and look up once which of them override which hook."""
@@ -398,3 +413,30 @@ class Trainer:
         if model is None and not hasattr(self, "module"):
             raise MisconfigurationException("no model was given, and this trainer has not run one before")
         return self.module if model is None else model
+
+    def _shorten(self) -> None:
+        """Do less where a trial is asked for: fast_dev_run, overfit_batches."""
+        if self.fast_dev_run:
+            self.limit_train_batches = self.limit_val_batches = self.fast_dev_run
+            self.limit_test_batches = self.limit_predict_batches = self.fast_dev_run
+            self.max_steps, self.max_epochs, self.num_sanity_val_steps = self.fast_dev_run, 1, 0
+            self.val_check_interval, self.check_val_every_n_epoch, self.val_check_time = 1.0, 1, None
+        if self.overfit_batches:
+            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
+
+    def _reset(self) -> None:
+        self.state = loops.TrainState(seed=global_seed())
+        self.metrics = MetricStore()
+        # Values as last handed to the loggers, and as last shown.
+        self.logged_metrics, self.progress_bar_metrics = self.metrics.logged, self.metrics.progress_bar
+        self.stage = ""
+        self.should_stop = self.sanity_checking = self.is_last_batch = False
+        self.optimizers, self.lr_scheduler_configs, self.lightning_optimizers = [], [], []
+        self.transfer_hooks: list[Callable[..., Any]] = []
+        self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
+        self.ckpt_path: str | os.PathLike[str] | None = None
+        self._loaded_in_epoch = 0
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

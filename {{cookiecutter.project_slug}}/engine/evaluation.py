@@ -1,0 +1,145 @@
+"""Evaluation, within fit and on its own: the validation, test and predict loaders, batch by batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine import distributed
+from engine.callback import Callback, Hook, P
+from engine.exceptions import MisconfigurationException
+from engine.hooks import ModelHooks, is_overridden, move_to_device
+from engine.metrics import Meter, Scope
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> list[dict[str, float]]:
+    """Run the "validation", "test" or "predict" loaders; validation inside fit as well as on its own.
+
+    Args:
+        t: The trainer.
+        stage: Which of them.
+        outputs: Takes what the steps return, on the CPU: a list for each loader. None drops it.
+
+    Returns:
+        One dict of logged epoch values per loader; what sets with names have in common is in each.
+    """
+    sets = t.evaluation_loaders(stage)
+    if not sets.readers and t.stage != "fit":
+        raise MisconfigurationException(f"there is nothing to {t.stage} on; give dataloaders, or write their hook")
+    if not any(sets.counts):
+        return []
+    metrics = t.metrics
+    metrics.samples = dict.fromkeys(sets.names, 0)
+    metrics.stage, metrics.scope = stage, None
+    logging = None if stage == "predict" else Scope.EPOCH
+    with evaluation_mode(t, stage):
+        metrics.scope = logging
+        call_both(t, getattr(Callback, f"on_{stage}_start"))
+        call_both(t, getattr(Callback, f"on_{stage}_epoch_start"))
+        for index, metrics.loader in enumerate(sets.tags):
+            kept = evaluate_loader(t, stage, index, keep=outputs is not None)
+            if outputs is not None:
+                outputs.append(kept)
+        metrics.loader, metrics.scope = None, logging
+        if broken_off(t):
+            metrics.reset(stage)
+            results = []
+        else:
+            call_both(t, getattr(Callback, f"on_{stage}_epoch_end"))
+            results = metrics.flush_epoch()
+            t.log_metrics(by_name(results), t.log_step)
+            if t.before_validation is not None:
+                t.state.validated, t.before_validation = True, None
+        metrics.scope = None
+        call_both(t, getattr(Callback, f"on_{stage}_end"))
+    # What is of no single loader belongs to every one.
+    return [by_name([r for r in results if r[0].loader in (None, tag)], every=True) for tag in sets.tags]
+
+
+def broken_off(t: Trainer) -> bool:
+    """Whether to leave an evaluation where it stands, since training is to stop; it is done again after a resume."""
+    # Processes have different numbers of evaluation batches, and so no step at which to agree.
+    return t.stage == "fit" and not distributed.active() and bool(t.stop.pending())
+
+
+@contextmanager
+def evaluation_mode(t: Trainer, stage: str) -> Iterator[None]:
+    """Evaluate without gradients and in evaluation mode; every submodule gets its own mode back, come what may."""
+    # Inference mode only on its own: within fit weights change again, and across processes gloo needs no_grad.
+    inference = t.inference_mode and t.stage != "fit" and not distributed.active()
+    modes, to_train = [(part, part.training) for part in t.module.modules()], f"on_{stage}_model_train"
+    try:
+        with torch.inference_mode() if inference else torch.no_grad():
+            getattr(t.module, f"on_{stage}_model_eval")()
+            yield
+            if is_overridden(t.module, to_train, ModelHooks):
+                modes = []
+                getattr(t.module, to_train)()
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]:
+    """Run the batches of one loader; returns what the steps gave, if it is to be kept."""
+    metrics, sets = t.metrics, t.evaluation_loaders(stage)
+    step, reader = t.steps[stage], sets.readers[index]
+    step_takes_batch_idx = takes_batch_idx(step)
+    start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
+    scope = None if stage == "predict" else Scope.EVAL_BATCH
+    kept: list[Any] = []
+    for batch_idx, batch, _ in reader.epoch(t.state.seed, 0, count=sets.counts[index]):
+        if broken_off(t):
+            break
+        batch = to_device(t, batch, index)
+        metrics.begin_batch(scope, batch)
+        which = (batch_idx,) if metrics.loader is None else (batch_idx, index)
+        call_both(t, start, batch, *which)
+        with t.precision_plugin.context:
+            outputs = step(batch, *(which if step_takes_batch_idx else ()))
+        call_both(t, end, outputs, batch, *which)
+        metrics.scope = None
+        values = metrics.flush_step()
+        if not t.sanity_checking:
+            # Every loader has a step counter of its own.
+            t.log_metrics(values, t.evaluation_steps[stage, metrics.loader], with_epoch=False)
+            t.evaluation_steps[stage, metrics.loader] += 1
+        if keep:
+            kept.append(move_to_device(outputs, CPU))
+    return kept
+
+
+def takes_batch_idx(step: Callable[..., Any]) -> bool:
+    """Whether a step wants the number of its batch: it has two parameters or more, or takes any number."""
+    parameters = inspect.signature(step).parameters.values()
+    return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def to_device(t: Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """Run the three transfer hooks."""
+    before, move, after = t.transfer_hooks
+    batch = t.precision_plugin.convert_input(batch)
+    return after(move(before(batch, dataloader_idx), t.device, dataloader_idx), dataloader_idx)
+
+
+def call_both(t: Trainer, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> Any:
+    """Call `hook` on the callbacks, then on the module if it overrides it; returns the module's answer."""
+    name, module = hook.__name__, t.module
+    for bound in t.overrides[name]:
+        bound(t, module, *args, **kwargs)
+    own = t.module_hooks.get(name)
+    return None if own is None else own(*args, **kwargs)
+
+
+def by_name(results: list[tuple[Meter, float]], every: bool = False) -> dict[str, float]:
+    """Results of a flush as they are logged, or every one of them."""
+    return {meter.label("_epoch"): value for meter, value in results if every or meter.options.logger}
