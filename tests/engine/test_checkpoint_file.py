@@ -23,6 +23,7 @@ from toy import Net, Steps, fit, loader, same_bits, trainer, weights
 
 WEIGHTS_ONLY = {
     *("format", "epoch", "global_step", "state_dict", "hyper_parameters", "datamodule_hyper_parameters", "env"),
+    *("hparams_name", "datamodule_hparams_name", "pytorch-lightning_version"),
 }
 TRAINING = {"optimizer_states", "lr_schedulers", "precision", "gradients", "callbacks", "datamodule", "state", "order"}
 TRAINING |= {"meters", "metrics", "evaluation_steps", "loggers", "rng", "loaders"}

@@ -102,16 +102,17 @@ class Steps(Net):
 class Memory(engine.loggers.Logger):
     """A logger that keeps everything in memory."""
 
+    name = version = "memory"
+
     def __init__(self) -> None:
-        super().__init__(".", version="memory")
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.hparams: dict[str, Any] = {}
         self.status: list[str] = []
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.rows.append((step, dict(metrics)))
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step or 0, dict(metrics)))
 
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         self.hparams.update(params)
 
     def finalize(self, status: str) -> None:

@@ -7,7 +7,9 @@ Schema (`format` 2); `engine.resume` fills it. Keys shared with Lightning keep i
     global_step                 int: completed optimizer steps
     state_dict                  {name: Tensor}: weights and buffers of the module
     hyper_parameters            {name: value}: arguments of the module
-    datamodule_hyper_parameters {name: value}: arguments of the data module
+    hparams_name                str or None: which argument they were given as, in one piece
+    datamodule_hyper_parameters {name: value}: arguments of the data module; likewise datamodule_hparams_name
+    pytorch-lightning_version   str: the Lightning that can load weights and hyper-parameters from it
     env                         {torch, python, world_size}: what it was saved with
 
 and, unless only weights were asked for:
@@ -46,6 +48,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from engine.distributed import rank_zero_warn
 from engine.exceptions import MisconfigurationException, explained
 from engine.untrusted import read_plain
 
@@ -181,8 +184,13 @@ def _commit(temporary: Path, path: Path) -> None:
             os.close(folder)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU, after checking every byte against the file's checksums.
+def load(path: Path, map_location: Any = "cpu", foreign: bool = False) -> Checkpoint:
+    """Read a checkpoint, after checking every byte against the file's checksums.
+
+    Args:
+        path: The file.
+        map_location: Where to put tensors, as in `torch.load`.
+        foreign: Take one of Lightning's, too; Python objects in it are left out.
 
     Raises:
         DamagedCheckpoint: The file is damaged, unsafe, or no checkpoint of this engine.
@@ -194,7 +202,12 @@ def load(path: Path) -> Checkpoint:
         raise MisconfigurationException(f"checkpoint {path} does not exist; {found}")
     damaged = f"checkpoint {path} is damaged ({{}}); use another one, for example an older file in {path.parent}"
     try:
-        checkpoint = read_plain(path)
+        try:
+            checkpoint = read_plain(path, map_location)
+        except pickle.UnpicklingError:
+            checkpoint = read_plain(path, map_location, stand_in=True) if foreign else None
+            if not _of_lightning(checkpoint):
+                raise
     except MemoryError:
         raise
     except OSError as error:
@@ -211,14 +224,22 @@ def load(path: Path) -> Checkpoint:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DamagedCheckpoint(damaged.format(reason)) from error
     parts: Checkpoint = dict(checkpoint) if isinstance(checkpoint, dict) else {}
-    foreign = any(not isinstance(parts.get(key), dict) for key in ("state_dict", "hyper_parameters"))
-    if type(parts.get("format")) is not int or parts["format"] != FORMAT or foreign:
+    incomplete = any(not isinstance(parts.get(key), dict) for key in ("state_dict", "hyper_parameters"))
+    own = type(parts.get("format")) is int and parts["format"] == FORMAT and not incomplete
+    if not own and not (foreign and _of_lightning(parts)):
         raise DamagedCheckpoint(f"{path} is not a checkpoint of this engine (format {FORMAT})")
     return parts
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Load a state dict, naming what does not fit.
+def _of_lightning(checkpoint: Any) -> bool:
+    written = isinstance(checkpoint, dict) and "pytorch-lightning_version" in checkpoint and "format" not in checkpoint
+    return written and isinstance(checkpoint.get("state_dict"), dict)
+
+
+def load_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str], strict: bool = True
+) -> None:
+    """Load a state dict, naming what does not fit; where names need not be the same, with a warning.
 
     Raises:
         MisconfigurationException: Names or shapes differ.
@@ -240,10 +261,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | o
     ]
     faults = {"missing in the file": missing, "unknown to the model": unexpected, "other shapes": shapes}
     text = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
-    if text:
+    if text and not strict and not shapes:
+        rank_zero_warn(f"of checkpoint {path}, only what fits is loaded ({text})")
+    elif text:
         raise MisconfigurationException(f"checkpoint {path} is of another model than this one: {text}")
     with fitting(path, "state_dict"):
-        module.load_state_dict(weights)
+        module.load_state_dict(weights, strict=strict)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from engine.checkpoint import FORMAT, Checkpoint, DamagedCheckpoint, fitting, lo
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_losses, writing_logs
 from engine.hooks import move_to_device
+from engine.hparams import plain_hparams
 from engine.reading import own_sampler
 from engine.seed import capture_rng, restore_rng
 
@@ -32,6 +33,8 @@ RESUMABLE |= {"datamodule": dict, "state": dict, "order": dict, "evaluation_step
 OF_EACH_PROCESS = ("meters", "metrics", "rng", "loaders")
 RESUMABLE |= dict.fromkeys(OF_EACH_PROCESS, list)
 CPU = torch.device("cpu")
+# The release whose names and meaning the shared keys have.
+LIGHTNING = "2.6.6"
 
 
 def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
@@ -48,8 +51,11 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
         "epoch": state.epoch,
         "global_step": state.global_step,
         "state_dict": module.state_dict(),
-        "hyper_parameters": dict(module.hparams),
-        "datamodule_hyper_parameters": dict(datamodule.hparams) if datamodule is not None else {},
+        "hyper_parameters": plain_hparams(module.hparams),
+        "hparams_name": module._hparams_name,
+        "datamodule_hyper_parameters": plain_hparams(datamodule.hparams) if datamodule is not None else {},
+        "datamodule_hparams_name": datamodule._hparams_name if datamodule is not None else None,
+        "pytorch-lightning_version": LIGHTNING,
         "env": {
             "torch": str(torch.__version__),
             "python": platform.python_version(),
@@ -118,7 +124,7 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
         check_resumable(path, loaded)
     with fitting(path, "content"):
         t.module.on_load_checkpoint(loaded)
-    load_weights(t.module, loaded["state_dict"], path)
+    load_weights(t.module, loaded["state_dict"], path, t.module.strict_loading)
     if t.stage != "fit":
         return
     if t.datamodule is not None:
