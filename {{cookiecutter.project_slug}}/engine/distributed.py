@@ -7,16 +7,20 @@ unchanged in a single process.
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
+import logging
 import os
 import warnings
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -118,6 +122,22 @@ def average(tensors: list[Tensor]) -> None:
         means = torch.split(flat, [tensor.numel() for tensor in alike])
         for tensor, mean in zip(alike, means, strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+
+def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
+    """Decorator: call the function in the first process; elsewhere it does nothing, and returns None."""
+
+    @functools.wraps(function)
+    def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return function(*args, **kwargs) if is_rank_zero() else None
+
+    return on_rank_zero
+
+
+@rank_zero_only
+def rank_zero_info(message: str) -> None:
+    """Log a message at level INFO."""
+    logging.getLogger("engine").info(message)
 
 
 def rank_zero_warn(message: str) -> None:

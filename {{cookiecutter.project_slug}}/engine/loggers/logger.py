@@ -222,6 +222,15 @@ def run_folder_of(loggers: Sequence[Any], default: str) -> str | None:
     return folder
 
 
+def checkpoint_folder_of(loggers: Sequence[Any], default: str) -> Path:
+    """Folder for the checkpoints of a run: that of the first logger's version, else `default`."""
+    if not loggers:
+        return Path(default, "checkpoints")
+    first, version = loggers[0], loggers[0].version
+    run = version if isinstance(version, str) else f"version_{version}"
+    return Path(first.save_dir or default, first.name or "", run, "checkpoints")
+
+
 def log_hyperparams(t: Trainer) -> None:
     """Hand the arguments of model and data, and the model's graph, to the loggers.
 
