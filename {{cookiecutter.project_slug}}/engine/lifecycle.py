@@ -17,6 +17,7 @@ from engine.datamodule import DataModule
 from engine.evaluation import takes_batch_idx
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks, ModelHooks, is_overridden
+from engine.loggers import run_folder_of
 from engine.module import Module
 from engine.optim import LightningOptimizer, needs_closure, parse_optimizers
 from engine.signals import StopRequest, leave, quiet_children
@@ -135,8 +136,7 @@ def _set_up(t: Trainer) -> None:
         torch.cuda.set_device(t.device)
     distributed.init(t.device)
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
-    folders = [logger.log_dir for logger in t.loggers if logger.log_dir]
-    t.log_dir = distributed.broadcast(next(iter(folders), t.default_root_dir))
+    t.log_dir = distributed.broadcast(run_folder_of(t.loggers, t.default_root_dir))
     for source in (t.datamodule, t.module):
         if (
             source is not None
