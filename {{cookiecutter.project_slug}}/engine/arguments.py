@@ -59,7 +59,7 @@ def _check_validation(t: Trainer) -> None:
             f"val_check_interval={interval!r}; give a number of training batches, a share of an epoch above 0.0 up to "
             "1.0, or a time such as 00:00:15:00"
         )
-    elif t.check_val_every_n_epoch is None:
+    elif t.check_val_every_n_epoch is None and interval != 1:
         raise MisconfigurationException(
             f"check_val_every_n_epoch=None counts batches across epochs: val_check_interval={interval} has to be a "
             "whole number of them, or a time"

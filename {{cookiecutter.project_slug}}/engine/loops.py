@@ -68,6 +68,9 @@ class TrainState:
 def fit_epochs(t: Trainer) -> None:
     """Train until `stop_reason(t)` names a reason, or somebody asks to stop."""
     t.metrics.stage, t.metrics.scope = "train", Scope.EPOCH
+    if validates_in_epoch(t):
+        # So that they are there for whoever shows how many batches come.
+        t.loaders.get("val")
     call_both(t, Callback.on_train_start)
     t.last_validation = time.monotonic()
     while stop_reason(t) is None and not interrupted(t):
@@ -83,6 +86,8 @@ def train_epoch(t: Trainer) -> None:
     """Run one epoch, or what is left of it: its batches, its validation, its end."""
     state, metrics = t.state, t.metrics
     t.reload_dataloaders()
+    # How often to validate within an epoch, in batches; inf: after its last one.
+    t.val_check_batch = t.batches_between_validations()
     metrics.scope = Scope.EPOCH
     if state.step_open:
         # Resumed from a checkpoint that a hook at the end of a batch saved.
@@ -90,8 +95,6 @@ def train_epoch(t: Trainer) -> None:
     if not state.batches_done:
         metrics.fresh.clear()
         call_both(t, Callback.on_train_epoch_start)
-    # How often to validate within an epoch, in batches; inf: after its last one.
-    t.val_check_batch = t.batches_between_validations()
     skip_rest = train_batches(t)
     if interrupted(t):
         return
@@ -141,7 +144,8 @@ def leaves_epoch(t: Trainer) -> bool:
         return True
     if validation_due(t, at_step):
         validate_in_fit(t, at_step)
-        if at_step and interrupted(t):
+        # One that was broken off is done again from here, also within a window: its gradients are saved then.
+        if (at_step or t.before_validation is not None) and interrupted(t):
             return True
     if t.state.plateau_open:
         step_learning_rates(t, "step", t.state.batches_that_stepped, plateau=True)
@@ -163,7 +167,13 @@ def validation_due(t: Trainer, at_step: bool) -> bool:
         due = (state.total_batches if every is None else state.batches_done) % t.val_check_batch == 0
     if not due and not (at_step and stop_reason(t) is not None):
         return False
-    return (every is None or (state.epoch + 1) % every == 0) and t.validates
+    return validates_in_epoch(t)
+
+
+def validates_in_epoch(t: Trainer) -> bool:
+    """Whether validation runs in the current epoch."""
+    every = t.check_val_every_n_epoch
+    return t.enable_validation and (every is None or (t.state.epoch + 1) % every == 0)
 
 
 def validate_in_fit(t: Trainer, at_step: bool) -> None:
@@ -173,6 +183,9 @@ def validate_in_fit(t: Trainer, at_step: bool) -> None:
     if at_step:
         t.module.on_validation_model_zero_grad()
     evaluate(t, "validation")
+    if not t.validates:
+        # There was nothing to validate on, after all.
+        t.state.validated, t.before_validation = True, None
     t.metrics.stage, t.last_validation = "train", time.monotonic()
 
 
