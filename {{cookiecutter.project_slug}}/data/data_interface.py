@@ -141,7 +141,8 @@ class DInterface(engine.DataModule):
         if workers:
             options |= {"persistent_workers": True, "prefetch_factor": 4}
         pinned = torch.cuda.is_available()
-        return DataLoader(dataset, self.hparams["batch_size"], num_workers=workers, pin_memory=pinned, **options)
+        options |= {"batch_size": self.hparams["batch_size"], "num_workers": workers, "pin_memory": pinned}
+        return DataLoader(dataset, **options)
 
     def _split(self, name: str, split: str) -> Dataset[Any]:
         """The samples of one dataset that belong to one split."""

@@ -121,19 +121,14 @@ class MInterface(engine.Module):
         """The optimizer, and what changes its learning rate over the run."""
         assert self.net is not None
         given, trainer = self.hparams, self.trainer
-        optimizer = build_optimizer(
-            self.net,
-            given["optimizer"],
-            given["lr"],
-            given["weight_decay"],
-            given["optimizer_args"],
-            given["lr_scales"],
-        )
+        wanted = [given[name] for name in ("optimizer", "lr", "weight_decay", "optimizer_args", "lr_scales")]
+        optimizer = build_optimizer(self.net, *wanted)
         warmup = 0 if trainer.fast_dev_run else given["warmup_steps"]
-        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
         mode = given["monitor_mode"] or usual_mode(given["monitor"])
         schedule = {"name": given["lr_schedule"], "arguments": given["lr_schedule_args"], "warmup_steps": warmup}
-        span: dict[str, Any] = {"total_steps": trainer.estimated_stepping_batches, "steps_per_epoch": per_epoch}
+        # In this order: Lightning reads the loader when it is asked for all steps, and knows an epoch's afterwards.
+        span: dict[str, Any] = {"total_steps": trainer.estimated_stepping_batches}
+        span["steps_per_epoch"] = trainer.num_training_batches / trainer.accumulate_grad_batches
         schedulers = build_schedule(optimizer, **schedule, **span, monitor=given["monitor"], monitor_mode=mode)
         return [optimizer], schedulers
 
@@ -189,8 +184,8 @@ class MInterface(engine.Module):
         chosen: Any = self.set_metrics[key]
         with explain("a metric", outputs=outputs, targets=targets):
             chosen.update(self.scale.restore(outputs), targets)
-        for name, metric in chosen.items():
-            self.log(name, metric, prog_bar=name.endswith("_acc"))
+        for own, (name, metric) in zip(chosen.keys(keep_base=True), chosen.items(), strict=True):
+            self.log(name, metric, prog_bar=name.endswith("_acc"), metric_attribute=f"set_metrics.{key}.{own}")
 
     def _log_loss(self, stage: str, outputs: Tensor, targets: Tensor, **when: Any) -> Tensor:
         loss: Tensor = self.loss(outputs, self.scale(targets))

@@ -144,7 +144,7 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     if command == "predict" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise engine.MisconfigurationException("predict writes one file; run it without torchrun, in one process")
     watching = arguments.patience is not None or arguments.lr_schedule == "plateau"
-    if command == "fit" and watching and arguments.monitor.startswith("val_") and not arguments.limit_val_batches:
+    if command == "fit" and watching and arguments.monitor.startswith("val_") and arguments.limit_val_batches == 0:
         raise engine.MisconfigurationException(
             "--patience and --lr_schedule plateau need validation, which --limit_val_batches 0 turns off"
         )
@@ -240,7 +240,8 @@ def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str]) -> di
 
 def _lists_in_one_word(words: Sequence[str], parser: Parser) -> list[str]:
     """The words with those of a list joined: `--freeze a b` as `--freeze=["a", "b"]`, as the parser reads it."""
-    lists = {flag for a in parser._actions if is_list(getattr(a, "_typehint", None)) for flag in a.option_strings}
+    hints = {flag: getattr(action, "_typehint", None) for action in parser._actions for flag in action.option_strings}
+    lists = {flag for flag, hint in hints.items() if is_list(hint)}
     joined: list[str] = []
     words = list(words)
     while words:
@@ -248,7 +249,8 @@ def _lists_in_one_word(words: Sequence[str], parser: Parser) -> list[str]:
         items = [value] if equals else []
         while flag in lists and not equals and words and not words[0].startswith("--"):
             items.append(words.pop(0))
-        if len(items) == 1 and (flag not in lists or items[0].startswith("[") or items[0] == "null"):
+        single = flag not in lists or not is_list(hints[flag], only=True)
+        if len(items) == 1 and (single or items[0].startswith("[") or items[0] == "null"):
             joined.append(f"{flag}={items[0]}")
         else:
             joined.append(f"{flag}={_word(items)}" if items else flag)
@@ -281,6 +283,14 @@ def constructor_arguments(cls: type[Any], arguments: Namespace) -> dict[str, Any
         for name in inspect.signature(cls).parameters
         if name in arguments and (name not in NO_FLAGS or name in nested)
     }
+
+
+def resume_from(arguments: Namespace) -> str | None:
+    """What `Trainer.fit` is to go on from."""
+    if arguments.ckpt_path == "auto" and not hasattr(engine, "trainer"):
+        # Lightning goes by the name of engine. It has no auto; its last starts afresh, too, if there is no file yet.
+        return "last"
+    return arguments.ckpt_path
 
 
 def _first_parser() -> argparse.ArgumentParser:

@@ -16,12 +16,16 @@ PLAIN = (int, float, str, bool, type(None))
 NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
 # Where a first run wants other values than the Trainer has.
 DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
+# Alternatives that help shows of a type.
+MOST = 7
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def is_list(hint: Any) -> bool:
-    """Whether a value is given as a list."""
-    return get_origin(hint) in (list, tuple) or any(get_origin(part) in (list, tuple) for part in get_args(hint))
+def is_list(hint: Any, only: bool = False) -> bool:
+    """Whether a value may be given as a list; with `only`, whether even a single word is one."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    lists = [get_origin(part) in (list, tuple) for part in parts]
+    return get_origin(hint) in (list, tuple) or (all(lists) and bool(lists) if only else any(lists))
 
 
 def is_plain(hint: Any) -> bool:
@@ -54,7 +58,8 @@ def metavar(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(map(str, parts))
     if get_origin(hint) in (Union, types.UnionType):
-        return "|".join(dict.fromkeys(map(metavar, parts)))
+        words = list(dict.fromkeys(word for part in parts for word in metavar(part).split("|")))
+        return "|".join([*words[:MOST], "..."] if len(words) > MOST else words)
     if get_origin(hint) in (list, tuple):
         return f"{metavar(parts[0])} ..."
     names: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{...}"}
@@ -68,7 +73,11 @@ def spell(hint: Any) -> str:
     if kind is Literal:
         return ", ".join(map(str, parts))
     if kind in (Union, types.UnionType):
-        return " or ".join(spell(part) for part in parts if part is not int or float not in parts)
+        choices = ", ".join(
+            dict.fromkeys(str(v) for part in parts if get_origin(part) is Literal for v in get_args(part))
+        )
+        shown = [part for part in parts if part is not int or float not in parts]
+        return " or ".join(dict.fromkeys(choices if get_origin(part) is Literal else spell(part) for part in shown))
     if kind in (list, tuple):
         example = {int: "1, 2, 3", float: "0.1, 0.2, 0.3"}.get(parts[0], "a, b, c")
         return f"a list such as [{example}]"
@@ -117,6 +126,8 @@ def add_constructor(
             options["required"] = True
         else:
             options["default"] = DEFAULTS.get(prefix + name, parameter.default)
+            if prefix + name in DEFAULTS:
+                options["help"] = options["help"].partition(" Default:")[0]
         if options.get("default") is not None:
             shown = str(options["default"])
             options["help"] += f" [{shown.lower() if isinstance(options['default'], bool) else shown}]"

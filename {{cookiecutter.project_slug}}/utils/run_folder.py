@@ -49,16 +49,17 @@ class SaveRun(engine.Callback):
 
     def teardown(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
         """After the test, mark the run as finished; after it, or an error, let go of it."""
-        if (stage == "test" or self.failed) and self._has_folder(trainer):
+        # Asked by every process, since in Lightning this is a broadcast.
+        folder = Path(trainer.log_dir or "")
+        if stage != "test" and not self.failed:
+            return
+        if trainer.is_global_zero and not trainer.fast_dev_run and folder.is_dir():
             if self.complete:
                 for logger in trainer.loggers:
                     # A run that is marked is never opened again.
                     logger.save()
-                mark_finished(Path(trainer.log_dir))
-            release(Path(trainer.log_dir))
-
-    def _has_folder(self, trainer: engine.Trainer) -> bool:
-        return trainer.is_global_zero and not trainer.fast_dev_run and Path(trainer.log_dir or "").is_dir()
+                mark_finished(folder)
+            release(folder)
 
     def on_train_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
         """Write `config.yaml`, `environment.json` and, where the working tree is dirty, `git.diff`."""
@@ -128,13 +129,17 @@ def find_checkpoint(wanted: str, log_dir: str, experiment: str | None, run_name:
         MisconfigurationException: No run has such a checkpoint.
     """
     if wanted not in ("best", "last"):
+        path = Path(wanted)
         try:
-            other = Path(wanted).exists() and not Path(wanted).is_file()
+            if path.is_file():
+                return path
+            there = None if path.exists() else sorted(str(file) for file in path.parent.glob("*.ckpt"))
         except (OSError, ValueError) as error:
             raise engine.MisconfigurationException(f"--ckpt_path {wanted} cannot be read: {error}") from error
-        if other:
+        if there is None:
             raise engine.MisconfigurationException(f"--ckpt_path {wanted!r} is no file; give best, last, or a file")
-        return Path(wanted)
+        others = f"there are: {', '.join(there)}" if there else f"there are no *.ckpt files in {path.parent}"
+        raise engine.MisconfigurationException(f"checkpoint {wanted} does not exist; {others}")
     _check_names({"experiment": experiment, "run_name": run_name})
     pattern = f"{experiment or '*'}/{run_name or '*'}/checkpoints/{wanted}.ckpt"
     found = [
