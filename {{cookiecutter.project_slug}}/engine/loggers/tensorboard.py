@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from engine.distributed import is_rank_zero, rank_zero_warn
+from engine.export import evaluating
 from engine.hooks import move_to_device
 from engine.loggers.logger import DummyExperiment, FolderLogger, make_folder
 
@@ -99,12 +100,13 @@ class TensorBoardLogger(FolderLogger):
                 file_writer.add_summary(summary, step)
 
     def log_graph(self, model: Any, input_array: Any = None) -> None:
-        """Draw the model's operations on an example: a tensor, or a tuple of the arguments of `forward`."""
+        """Draw the operations of a model in a run, on an example: a tensor, or a tuple of arguments of `forward`."""
         if not self._log_graph or not is_rank_zero():
             return
         example = model.example_input_array if input_array is None else input_array
         if isinstance(example, Tensor | tuple):
-            self.experiment.add_graph(model, move_to_device(example, model.device))
+            with evaluating(model):
+                self.experiment.add_graph(model, move_to_device(example, model.device))
         else:
             rank_zero_warn(
                 f"log_graph: no graph is drawn, since example_input_array is a {type(example).__name__}; set it in the "
