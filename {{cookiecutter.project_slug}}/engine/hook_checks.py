@@ -1,0 +1,152 @@
+"""Hooks as they were written: names that nobody would call, and signatures that do not fit, end a run at its start."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from engine.callback import Callback
+from engine.datamodule import DataModule
+from engine.exceptions import MisconfigurationException
+from engine.hooks import is_overridden
+from engine.module import Module
+from engine.older import OLDER_HOOKS, refuse_returned
+from engine.older_names import HOOKS, PARAMETERS
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+# What is called by name.
+_HOOK = re.compile(
+    r"on_.*|configure_.*|setup|teardown|prepare_data|.*_step|.*_dataloader|.*_batch_to_device|backward|"
+    r"optimizer_zero_grad|state_dict|load_state_dict"
+)
+
+
+def check_hooks(thing: Module | DataModule | Callback) -> None:
+    """Look through the methods of a module, data module or callback.
+
+    Raises:
+        MisconfigurationException: One looks like a hook and is none, cannot be called as its hook is, or returns what
+            only older versions took.
+    """
+    base = next((base for base in (Module, DataModule, Callback) if isinstance(thing, base)), None)
+    if base is None:
+        raise MisconfigurationException(f"callbacks has a {thing!r:.80}; give objects of subclasses of engine.Callback")
+    own = type(thing).__mro__[: type(thing).__mro__.index(base)]
+    functions = inspect.getmembers(base, inspect.isfunction)
+    hooks: dict[str, Callable[..., Any]] = {
+        name: f for name, f in functions if _HOOK.fullmatch(name) and f.__module__.startswith("engine.")
+    }
+    hooks |= dict.fromkeys(OLDER_HOOKS, _older_hook) if isinstance(thing, Module) else {}
+    _check_names(base, own, list(hooks))
+    for name, reference in hooks.items():
+        if is_overridden(thing, name, base) and callable(hook := getattr(thing, name)):
+            owner = next((cls for cls in own if name in vars(cls)), type(thing))
+            _check_signature(f"{owner.__name__}.{name}", hook, *_arguments(name, reference))
+    if getattr(thing, "truncated_bptt_steps", 0):
+        raise MisconfigurationException(f"{type(thing).__name__}.truncated_bptt_steps: {HOOKS['tbptt_split_batch']}")
+    for name in ("training_step", *OLDER_HOOKS) if isinstance(thing, Module) else ():
+        for value in _returned(getattr(thing, name, None)):
+            keys = value.keys if isinstance(value, ast.Dict) else []
+            refuse_returned(name, {key.value: {} for key in keys if isinstance(key, ast.Constant)} or None)
+    if isinstance(thing, Callback) and is_overridden(thing, "on_save_checkpoint", base):
+        if not all(isinstance(value, ast.Call) for value in _returned(thing.on_save_checkpoint)):
+            raise MisconfigurationException(
+                f"{type(thing).__name__}.on_save_checkpoint returns a state; write state_dict(self), which returns it"
+            )
+
+
+def _older_hook(self: Module, outputs: Any) -> None: ...
+
+
+def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
+    """Refuse methods of classes that look like hooks of `base` and are none."""
+    methods = [(c, n, value) for c in own for n, value in vars(c).items() if isinstance(value, FunctionType)]
+    for cls, name, _ in methods:
+        nearest = difflib.get_close_matches(name, hooks, 1, 0.6 if name.startswith("on_") else 0.92)
+        like_a_hook = name.startswith("on_") or (nearest and not re.search(r"^_|\d", name))
+        if hasattr(base, name) or name in hooks or not (like_a_hook or name in HOOKS):
+            continue
+        # What other methods of the class call is its own affair.
+        if any(name in _names_in(method.__code__) for _, other, method in methods if other != name):
+            continue
+        guess = f"did you mean {nearest[0]}?" if nearest else "rename it, or move its work into a real hook"
+        raise MisconfigurationException(
+            f"{cls.__name__}.{name} would never be called: {base.__name__} has no hook of that name; "
+            f"{HOOKS.get(name, guess)}"
+        )
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Names that a function uses, those within it included."""
+    return set(code.co_names).union(*(_names_in(const) for const in code.co_consts if isinstance(const, CodeType)))
+
+
+def _arguments(name: str, reference: Callable[..., Any]) -> tuple[list[str], int]:
+    """What a hook is called with, and how many of it it has to take."""
+    _, *given = (p for p in inspect.signature(reference).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in given]
+    if names[:2] == ["batch", "batch_idx"] and name.endswith("_step"):
+        return names[:2] + ["dataloader_idx"] * (name != "training_step"), 1
+    optional = names[-1:] == ["dataloader_idx"] and given[-1].default is not inspect.Parameter.empty
+    return names, len(names) - optional
+
+
+def _check_signature(where: str, hook: Callable[..., Any], names: list[str], least: int) -> None:
+    """Compare a hook with what it is called with: by position, and by name where it uses the same names."""
+    taken = inspect.signature(hook)
+    own = [p.name for p in taken.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    fits = any(_binds(taken, count) for count in range(least, len(names) + 1))
+    moved = any(n in names and names.index(n) != position for position, n in enumerate(own))
+    old = [n for n in own if n in PARAMETERS and n not in names]
+    # With a default, these two do no harm.
+    if fits and not moved and set(old) <= {"unused", "dataloader_idx"}:
+        return
+    advice = [f"write def {where.partition('.')[2]}({', '.join(['self', *names])})"]
+    advice += [f"instead of {n}, {PARAMETERS[n]}" for n in old if PARAMETERS[n]]
+    raise MisconfigurationException(f"{where} takes ({', '.join(taken.parameters)}); {'; '.join(advice)}")
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def check_dataloader_idx(t: Trainer, stage: str) -> None:
+    """Compare steps and batch hooks of "validation", "test" or "predict" with the number of loaders.
+
+    Raises:
+        MisconfigurationException: One needs a `dataloader_idx`, and there is one loader, or the other way round.
+    """
+    several = len(t.evaluation_loaders(stage).readers) > 1
+    names = (f"{stage}_step", f"on_{stage}_batch_start", f"on_{stage}_batch_end")
+    things = [(t.module, Module), *((callback, Callback) for callback in t.callbacks)]
+    for thing, base, name in (
+        (thing, base, n) for thing, base in things for n in names if is_overridden(thing, n, base)
+    ):
+        taken, (given, least) = inspect.signature(getattr(thing, name)), _arguments(name, getattr(base, name))
+        if not any(_binds(taken, count) for count in ([len(given)] if several else range(least, len(given)))):
+            raise MisconfigurationException(
+                f"{type(thing).__name__}.{name} takes ({', '.join(taken.parameters)}), but there "
+                f"{'are several loaders' if several else 'is one loader'}; write dataloader_idx=0 as its last argument"
+            )
+
+
+def _returned(function: Callable[..., Any] | None) -> list[ast.expr]:
+    """The values that a function returns, as far as its source is known."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):
+        return []
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    return [value for value in values if not (isinstance(value, ast.Constant) and value.value is None)]
