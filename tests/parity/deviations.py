@@ -15,7 +15,8 @@ class Deviation:
 
     Attributes:
         reason: What is different, and why.
-        ours: What only our trace has.
+        ours: What only our trace has, or has in another order.
+        becomes: What stands there in Lightning's trace.
         theirs: What only Lightning's trace has.
         moved: What both have, at different places.
         values: Numbers differ from some point on: only names of hooks, and their order, are compared.
@@ -25,6 +26,7 @@ class Deviation:
 
     reason: str
     ours: str = ""
+    becomes: str = ""
     theirs: str = ""
     moved: str = ""
     values: bool = False
@@ -34,9 +36,9 @@ class Deviation:
     def apply(self, ours: Any, theirs: Any) -> bool:
         """Take the difference out of both runs; returns whether there was any."""
         found = False
-        for side, pattern in ((ours, self.ours), (theirs, self.theirs)):
+        for side, pattern, becomes in ((ours, self.ours, self.becomes), (theirs, self.theirs, "")):
             if pattern:
-                found |= bool(_take_out(side, pattern))
+                found |= bool(_take_out(side, pattern, becomes))
         if self.moved:
             before = (list(ours.trace), list(theirs.trace))
             assert sorted(_take_out(ours, self.moved)) == sorted(_take_out(theirs, self.moved)), self.reason
@@ -49,17 +51,19 @@ class Deviation:
                 found |= kept != lines
             lines[:] = kept
         for name in self.observed:
-            found |= not equal(ours.observed.pop(name), theirs.observed.pop(name))
+            found |= not equal(ours.observed.pop(name, None), theirs.observed.pop(name, None))
         return found
 
 
-def _take_out(side: Any, pattern: str) -> list[str]:
+def _take_out(side: Any, pattern: str, becomes: str = "") -> list[str]:
     text = "".join(f"{line}\n" for line in side.trace)
     taken = [match[0] for match in re.finditer(pattern, text, re.MULTILINE)]
-    side.trace[:] = re.sub(pattern, "", text, flags=re.MULTILINE).splitlines()
+    side.trace[:] = re.sub(pattern, becomes, text, flags=re.MULTILINE).splitlines()
     return taken
 
 
+# What is called when a checkpoint is saved.
+SAVING = r"\w+\.(?:state_dict|on_save_checkpoint)\(.*\n|L\.after_save_checkpoint\(.*\n|K\.on_train_\w+_end\(.*\n"
 NUMBERS = ("weights", "log", "callback_metrics", "logged_metrics", "progress_bar_metrics")
 
 STATE_BEFORE_VALIDATION = Deviation(
@@ -67,12 +71,14 @@ STATE_BEFORE_VALIDATION = Deviation(
     ours=r"^\w+\.state_dict\(\).*\n(?=(?:\w+\.state_dict\(\).*\n)*M\.on_validation_model_zero_grad)",
 )
 
-# Taken out of every comparison; one scenario each holds that they occur.
-EVERYWHERE = (STATE_BEFORE_VALIDATION,)
 WITHIN_EPOCH = Deviation(
     "a run that max_steps ends within an epoch stays within it, so that it can go on there",
     unseen=r"(\w+\.(on_train_end|on_fit_end|teardown)|L\.)",
     observed=("current_epoch",),
+)
+EPOCH_AFTER_RESUME = Deviation(
+    "a run that goes on knows its epoch from the start, where Lightning counts it on after the sanity check",
+    unseen=r".*\bsanity\b|L\.|\w+\.val_dataloader",
 )
 PARTIAL_WINDOW = Deviation(
     "a partial window of accumulated gradients is divided by its own length: the gradient's size is right",
@@ -93,8 +99,8 @@ KEYBOARD_INTERRUPT = Deviation(
     observed=("error",),
 )
 REFUSED = Deviation(
-    "a return value that cannot be trained on is refused with the same kind of error, in one line that says what to do",
-    observed=("error",),
+    "wrong use raises MisconfigurationException with one line that says what to do, where Lightning raises others",
+    observed=("error", "kind"),
 )
 FREQUENCY_IN_STEPS = Deviation(
     "the frequency of a scheduler by steps counts optimizer steps, as its name says, rather than batches",
@@ -104,14 +110,26 @@ FREQUENCY_IN_STEPS = Deviation(
 PLATEAU_BEFORE_CHECKPOINT = Deviation(
     "plateau schedulers step before the checkpoint of the epoch is saved, so that a resume is exact",
     moved=r"^M\.lr_scheduler_step\(.*\n",
+    unseen=r"K\.",
 )
 MONITORING_LAST = Deviation(
     "callbacks that monitor see the end of a batch after the module has, and after its values were logged",
-    moved=r"^K\.on_train_batch_end\(.*\n",
+    ours=rf"^((?:(?:M\.on_train_batch_end|L\.log_metrics)\(.*\n)+)((?:{SAVING})+)",
+    becomes=r"\2\1",
+)
+LOGGED_BEFORE_SAVING = Deviation(
+    "the values of an epoch are logged before callbacks that monitor run: they see them, and files are never ahead of logs",
+    ours=rf"^(L\.log_metrics\(.*\n)((?:{SAVING})+)",
+    becomes=r"\2\1",
+)
+SAVED_ONCE = Deviation(
+    "a file and last.ckpt, saved at one moment, have the same content: hooks are asked for it once",
+    theirs=rf"^((?:{SAVING})+)(?=\1)",
 )
 LOGGED_BEFORE_PLATEAU = Deviation(
     "the values of an epoch reach the loggers before a plateau scheduler looks at them",
     ours=r"^L\.log_metrics\(.*train_loss_epoch.*\n(?=C\.on_exception)",
+    observed=("log",),
 )
 POSITION_RESTORED = Deviation(
     "a resume within an epoch goes on with the samples that are left, where Lightning begins with the first again",
@@ -126,3 +144,14 @@ MISSING_MONITOR = Deviation(
     "a monitored name that was never logged ends the run with the names that exist",
     observed=("error",),
 )
+LOSS_IS_CHECKED = Deviation(
+    "a loss without gradient is refused when training_step returns it, not by torch in the middle of the backward pass",
+    theirs=r"^(\w+\.on_before_zero_grad|M\.optimizer_zero_grad|\w+\.on_before_backward|M\.backward)\(.*\n",
+)
+NUMBERS_ON_LOG_STEPS = Deviation(
+    "logged_metrics and progress_bar_metrics hold what was read on the last log step: nothing waits for the device between",
+    observed=("logged_metrics", "progress_bar_metrics"),
+)
+
+# Taken out of every comparison; one scenario each holds that they occur.
+EVERYWHERE = (STATE_BEFORE_VALIDATION, SAVED_ONCE, LOGGED_BEFORE_SAVING)

@@ -52,9 +52,9 @@ def brief(value: Any) -> str:
         return "[" + ", ".join(map(brief, value)) + "]"
     if isinstance(value, Optimizer):
         # Lightning wraps optimizers in a subclass of their own class.
-        return next(cls.__name__ for cls in type(value).__mro__ if cls.__module__.startswith("torch.optim"))
+        return next(cls.__name__ for cls in value.__class__.__mro__ if cls.__module__.startswith("torch.optim"))
     if isinstance(value, BaseException):
-        return type(value).__name__  # what it says is each engine's own
+        return "error"  # its type is compared at the end; what it says is each engine's own
     if isinstance(value, str | torch.device):
         return str.__str__(value) if isinstance(value, str) else str(value)  # Lightning's stages are an enumeration
     if isinstance(value, bool | int | float | None):

@@ -58,6 +58,17 @@ def test_data_module(same: Same, stage: str, lengths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_the_best_weights_without_naming_the_model(same: Same, stage: str) -> None:
+    def program(side: Side) -> None:
+        checkpoint = side.pl.callbacks.ModelCheckpoint(dirpath="files", monitor="train_loss_epoch")
+        trainer = side.trainer(callbacks=[side.callback(), checkpoint], max_epochs=3, enable_checkpointing=True)
+        trainer.fit(side.module(lr=2.0), parts.loader(4), parts.loader(1))
+        side.observe(stage, getattr(trainer, stage)(dataloaders=parts.loader(2)))
+
+    same(program)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_after_fit_without_naming_the_model(same: Same, stage: str) -> None:
     def program(side: Side) -> None:
         trainer = side.trainer()
@@ -71,9 +82,9 @@ def test_after_fit_without_naming_the_model(same: Same, stage: str) -> None:
 def test_all_stages_after_each_other(same: Same) -> None:
     def program(side: Side) -> None:
         trainer, module, datamodule = side.trainer(max_epochs=1), side.module(), side.datamodule()
-        for stage in ["validate", "fit", "validate", "test", "predict"]:
+        for number, stage in enumerate(["validate", "fit", "validate", "test", "predict"]):
             side.note(stage)
-            side.observe(f"{stage} {len(side.trace)}", getattr(trainer, stage)(module, datamodule=datamodule))
+            side.observe(f"{number} {stage}", getattr(trainer, stage)(module, datamodule=datamodule))
 
     same(program)
 

@@ -9,6 +9,7 @@ from typing import Any
 import deviations
 import parts
 import pytest
+import pytorch_lightning
 from harness import Side
 
 Same = Callable[..., None]
@@ -28,8 +29,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "no_validation": {"val": ()},
     "three_validation_loaders": {"val": (2, 1, 3)},
     "no_logger": {"logger": False},
-    "log_every_3": {"log_every_n_steps": 3, "train": 5},
-    "log_every_50": {"log_every_n_steps": 50},
     "accumulate_full": {"accumulate_grad_batches": 2},
     "accumulate_more_than_epoch": {"accumulate_grad_batches": 4, "train": 4},
     "accumulate_and_log_every_2": {"accumulate_grad_batches": 2, "log_every_n_steps": 2, "train": 8},
@@ -86,6 +85,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_arguments_of_the_trainer(same: Same, name: str) -> None:
     same(lambda side: fit(side, **ARGUMENTS[name]))
+
+
+@pytest.mark.parametrize("options", [{"log_every_n_steps": 3, "train": 5}, {"log_every_n_steps": 50}], ids=str)
+def test_numbers_are_read_on_log_steps(same: Same, options: dict[str, Any]) -> None:
+    same(lambda side: fit(side, **options), deviations.NUMBERS_ON_LOG_STEPS)
 
 
 def test_states_are_kept_before_a_validation(same: Same) -> None:
@@ -196,7 +200,10 @@ def test_a_second_fit_on_the_same_trainer(same: Same) -> None:
 def test_a_second_fit_with_more_epochs(same: Same) -> None:
     def program(side: Side) -> None:
         trainer = fit(side, max_epochs=1)
-        trainer.fit_loop.max_epochs = 3
+        if side.pl is pytorch_lightning:
+            trainer.fit_loop.max_epochs = 3
+        else:
+            trainer.max_epochs = 3
         side.note("again")
         trainer.fit(side.last_module, parts.loader(4), parts.loader(2, first=50))
 

@@ -19,7 +19,6 @@ OTHER_TOOL = "belongs to a tool outside the engine"
 NO_TRAINER_ARGUMENT = {
     "plugins": CLUSTER,
     "model_registry": OTHER_TOOL,
-    "enable_autolog_hparams": "hyper-parameters are logged if save_hyperparameters was called, else there are none",
 }
 # Name: (Lightning's default, ours), with the reason.
 OTHER_DEFAULT: dict[str, tuple[Any, Any, str]] = {}
@@ -55,12 +54,7 @@ NO_DATAMODULE_ATTRIBUTE = {
     "allow_zero_length_dataloader_with_multiple_devices": "an empty loader is refused with its reason",
     "prepare_data_per_node": CLUSTER,
 }
-NO_LOG_ARGUMENT = {
-    "enable_graph": "logged values are detached",
-    "sync_dist_group": CLUSTER,
-    "metric_attribute": "metrics are found by themselves",
-    "rank_zero_only": CLUSTER,
-}
+NO_LOG_ARGUMENT = {"enable_graph": "logged values are always detached, so that no graph is kept alive"}
 CALLBACKS = [
     *("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor", "ModelSummary", "Timer", "LambdaCallback"),
     *("GradientAccumulationScheduler", "StochasticWeightAveraging", "LearningRateFinder", "BasePredictionWriter"),
