@@ -52,13 +52,13 @@ def test_without_a_terminal_every_epoch_is_one_plain_line(plain: None, capsys: p
 def test_without_a_terminal_a_long_epoch_prints_lines_in_between(
     plain: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(Net(), callbacks=RichProgressBar(line_every=0))
+    fit(Net(), callbacks=RichProgressBar(line_every=0), **BAR)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:4] == [f"epoch 1/1   batch {n}/4" for n in (1, 2, 3, 4)]
 
 
 def test_on_a_terminal_a_bar_shows_batches_and_values(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(Steps(step, check), None, loader(), max_epochs=2, callbacks=RichProgressBar(updates_per_second=1e6))
+    fit(Steps(step, check), None, loader(), max_epochs=2, callbacks=RichProgressBar(1e6), **BAR)
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
     assert "4/4" in out and "train_acc 0.2500   val_acc 0.5000" in out
     # The bar of the second epoch shows the values of the first.
@@ -70,20 +70,20 @@ def test_on_a_terminal_the_cursor_comes_back_after_an_error(terminal: None, caps
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        fit(Steps(fail), callbacks=RichProgressBar())
+        fit(Steps(fail), callbacks=RichProgressBar(), **BAR)
     out = capsys.readouterr().out
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_evaluation_has_a_bar_of_its_own(stage: str, terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
-    getattr(trainer(callbacks=RichProgressBar(updates_per_second=1e6)), stage)(Net(), [loader(2), loader(4)])
+    getattr(trainer(callbacks=RichProgressBar(1e6), **BAR), stage)(Net(), [loader(2), loader(4)])
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
     assert stage in out and "3/3" in out
 
 
 def test_a_loader_without_length_has_a_bar_too(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(Net(), stream(), callbacks=RichProgressBar(updates_per_second=1e6), max_epochs=None, max_steps=4)
+    fit(Net(), stream(), callbacks=RichProgressBar(1e6), max_epochs=None, max_steps=4, **BAR)
     out = capsys.readouterr().out
     assert "epoch 1\x1b" in out and "4/?" in out
 

@@ -5,20 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.callback import Callback
+from engine.callbacks.checkpoint import Checkpoint, OnExceptionCheckpoint
+from engine.callbacks.checkpoint_search import find_checkpoint
 from engine.callbacks.early_stopping import EarlyStopping
+from engine.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+from engine.callbacks.lambda_function import LambdaCallback
+from engine.callbacks.learning_rate_finder import LearningRateFinder
 from engine.callbacks.learning_rate_monitor import LearningRateMonitor
-from engine.callbacks.model_checkpoint import ModelCheckpoint, find_checkpoint
-from engine.callbacks.terminal import ModelSummary, RichProgressBar, print_results
-from engine.callbacks.weight_averaging import EMAWeightAveraging
+from engine.callbacks.model_checkpoint import ModelCheckpoint
+from engine.callbacks.prediction_writer import BasePredictionWriter
+from engine.callbacks.progress import ProgressBar, RichProgressBar, TQDMProgressBar
+from engine.callbacks.stochastic_weight_avg import StochasticWeightAveraging
+from engine.callbacks.terminal import ModelSummary, print_results
+from engine.callbacks.timer import Timer
+from engine.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 from engine.exceptions import MisconfigurationException
 
+RichModelSummary = ModelSummary
+
 __all__ = [
+    "BasePredictionWriter",
+    "Callback",
+    "Checkpoint",
     "EMAWeightAveraging",
     "EarlyStopping",
+    "GradientAccumulationScheduler",
+    "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelSummary",
+    "OnExceptionCheckpoint",
+    "ProgressBar",
+    "RichModelSummary",
     "RichProgressBar",
+    "StochasticWeightAveraging",
+    "TQDMProgressBar",
+    "Timer",
+    "WeightAveraging",
     "find_checkpoint",
     "print_results",
     "with_defaults",
@@ -31,15 +55,24 @@ def with_defaults(
     """The given callbacks and, where they are enabled and not among them, the standard ones.
 
     Raises:
-        MisconfigurationException: Checkpointing is off, and a ModelCheckpoint was given.
+        MisconfigurationException: Something is off that was given, or there are two progress bars.
     """
     chosen = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-    if not checkpointing and any(isinstance(c, ModelCheckpoint) for c in chosen):
-        raise MisconfigurationException("enable_checkpointing=False, but callbacks has a ModelCheckpoint; drop one")
-    defaults = [
-        (progress_bar, RichProgressBar),
-        (model_summary, ModelSummary),
-        (checkpointing, ModelCheckpoint),
+    for enabled, name, kind in (
+        (checkpointing, "enable_checkpointing", Checkpoint),
+        (progress_bar, "enable_progress_bar", ProgressBar),
+    ):
+        given = [type(callback).__name__ for callback in chosen if isinstance(callback, kind)]
+        if given and not enabled:
+            raise MisconfigurationException(f"{name}=False, but callbacks has a {given[0]}; drop one")
+        if kind is ProgressBar and len(given) > 1:
+            raise MisconfigurationException(
+                f"callbacks has {len(given)} progress bars, {' and '.join(given)}; give one"
+            )
+    defaults: list[tuple[bool, type[Callback], type[Callback]]] = [
+        (progress_bar, ProgressBar, RichProgressBar),
+        (model_summary, ModelSummary, ModelSummary),
+        (checkpointing, Checkpoint, ModelCheckpoint),
     ]
-    chosen += [kind() for wanted, kind in defaults if wanted and not any(isinstance(c, kind) for c in chosen)]
+    chosen += [make() for wanted, kind, make in defaults if wanted and not any(isinstance(c, kind) for c in chosen)]
     return chosen

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
-from contextlib import suppress
+import time
+from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
 
 from engine import checkpoint, distributed, resume
-from engine.callback import Callback
-from engine.callbacks.early_stopping import check_mode, monitored_value
+from engine.callbacks.checkpoint import Checkpoint, save_after
+from engine.callbacks.monitor import check_mode, looks_at_epoch_end, monitored_value, validated_in_fit
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_weights
-from engine.loggers import make_folder
+from engine.loggers import checkpoint_folder_of, make_folder
+from engine.loops import validation_due
 
 if TYPE_CHECKING:
     from engine.module import Module
@@ -23,103 +30,157 @@ if TYPE_CHECKING:
 
 # The file written before the newest one.
 PREVIOUS = "previous.ckpt"
+# Attributes that tell of files: they change once the file is there.
+RANKING = ("best_k_models", "best_model_path", "best_model_score", "current_score", "last_model_path")
+# {name} or {name:format} in the name of a file.
+FIELD = re.compile(r"\{([^:{}]+)(?::([^{}]*))?\}")
 
 
-class ModelCheckpoint(Callback):
-    """Saves at the end of epochs: the `save_top_k` best by a logged value, and the newest as `last.ckpt`.
+class ModelCheckpoint(Checkpoint):
+    """Saves the `save_top_k` best by a logged value, and the newest as `last.ckpt`.
 
-    Paths change only after a file is complete on disk, and files go only after their successor is. While training, the
-    file that was written before the newest is kept as `previous.ckpt`, should the newest turn out to be damaged. A run
-    that is interrupted leaves its state in `last.ckpt` in any case.
+    It saves where the value was computed: at the end of epochs or, where the trainer validates more or less often than
+    once an epoch, at the end of validations. Paths change only after a file is complete on disk, and files go only
+    after their successor is. While training, the file that was written before the newest is kept as `previous.ckpt`,
+    should the newest turn out to be damaged. A run that is interrupted leaves its state in `last.ckpt` in any case.
 
     Args:
         dirpath: Folder; default: `checkpoints` in the trainer's log folder.
-        filename: Name without `.ckpt`; may hold values as in "{epoch}-{val_loss:.2f}". Without any, each better
-            checkpoint replaces the one before.
+        filename: Name without `.ckpt`; may hold values as in "{epoch}-{val_loss:.2f}", and folders. Default:
+            "{epoch}-{step}". Where a file of that name is there that stays, -v1, -v2, ... is put behind it.
         monitor: Name of the value that decides; None keeps the newest.
-        mode: "min" where less is better, "max" where more is; of equals the older one is kept.
+        verbose: Print what is saved, and what is not.
+        save_last: Also keep the newest as `last.ckpt`, whether it is among the best or not; "link" makes that a
+            symbolic link where it is.
         save_top_k: How many to keep; -1 for all, 0 for none.
-        save_last: Also keep the newest as `last.ckpt`, whether it is among the best or not.
-        every_n_epochs: Save every so many epochs; default: 1.
-        every_n_train_steps: Save after every so many optimizer steps instead.
+        save_on_exception: Save when training fails, too.
+        save_weights_only: Leave out what is needed to go on.
+        mode: "min" where less is better, "max" where more is; of equals the older one is the best.
         auto_insert_metric_name: Write "epoch=3-val_loss=0.12" rather than "3-0.12".
+        every_n_train_steps: Save after every so many optimizer steps; 0 for never.
+        train_time_interval: Save after so much time.
+        every_n_epochs: Save every so many epochs, 1 if none of these three is given; 0 for never.
+        save_on_train_epoch_end: Save at the end of epochs, or of validations; default: as above.
+        enable_version_counter: Otherwise a file of the same name is overwritten.
+
+    Attributes:
+        best_model_path: The best file; without `monitor` the newest.
+        best_model_score: Its value.
+        best_k_models: The values of the best files.
+        current_score: The value of the file saved last.
+        last_model_path: The newest file, if `save_last`.
     """
 
-    monitoring: ClassVar[bool] = True
+    CHECKPOINT_JOIN_CHAR = "-"
+    CHECKPOINT_EQUALS_CHAR = "="
+    CHECKPOINT_NAME_LAST = "last"
+    FILE_EXTENSION = ".ckpt"
+    STARTING_VERSION = 1
 
     def __init__(
         self,
-        dirpath: str | Path | None = None,
-        filename: str = "{epoch}-{step}",
+        dirpath: str | os.PathLike[str] | None = None,
+        filename: str | None = None,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = None,
         save_top_k: int = 1,
-        save_last: bool = False,
-        every_n_epochs: int | None = None,
-        every_n_train_steps: int | None = None,
+        save_on_exception: bool = False,
+        save_weights_only: bool = False,
+        mode: Literal["min", "max"] = "min",
         auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
     ) -> None:
+        triggers = {"every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
         check_mode(mode)
-        if filename in ("last", Path(PREVIOUS).stem):
+        _check_triggers(triggers, train_time_interval)
+        if filename in (self.CHECKPOINT_NAME_LAST, Path(PREVIOUS).stem):
             raise MisconfigurationException(f"filename={filename!r} is the name of another file; choose another name")
         if save_top_k < -1 or (monitor is None and save_top_k > 1):
             raise MisconfigurationException(
                 f"save_top_k={save_top_k}, monitor={monitor!r}; give -1, 0 or 1, or more with a value to monitor"
             )
-        for name, every in {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}.items():
-            if every is not None and (type(every) is not int or every < 1):
-                raise MisconfigurationException(f"{name}={every!r}; give a whole number from 1")
-        if every_n_epochs is not None and every_n_train_steps is not None:
-            raise MisconfigurationException("every_n_epochs and every_n_train_steps: give one, or two ModelCheckpoints")
-        self.dirpath = None if dirpath is None else Path(dirpath)
+        if save_last not in (None, True, False, "link"):
+            raise MisconfigurationException(f"save_last={save_last!r}; give True, False or 'link'")
+        self.dirpath = None if dirpath is None else Path(os.path.realpath(os.path.expanduser(dirpath)))
         self.filename, self.auto_insert_metric_name = filename, auto_insert_metric_name
-        self.monitor, self.mode, self.save_top_k = monitor, mode, save_top_k
-        self.save_last, self.every_n_train_steps = save_last, every_n_train_steps
-        self.every_n_epochs = 1 if every_n_epochs is None else every_n_epochs
-        self._newest: Path | None = None
-        self._saved_step = 0
-        self.best_k_models: dict[str, float] = {}
+        self.monitor, self.mode, self.verbose, self.save_top_k = monitor, mode, verbose, save_top_k
+        self.save_last, self.save_on_exception, self.save_weights_only = save_last, save_on_exception, save_weights_only
+        self.every_n_train_steps, self.train_time_interval = every_n_train_steps or 0, train_time_interval
+        default = int(every_n_train_steps is None and train_time_interval is None)
+        self.every_n_epochs = default if every_n_epochs is None else every_n_epochs
+        self.save_on_train_epoch_end, self.enable_version_counter = save_on_train_epoch_end, enable_version_counter
+        self.best_k_models: dict[str, Tensor] = {}
         self.best_model_path = ""
-        self.best_model_score: float | None = None
+        self.best_model_score: Tensor | None = None
+        self.current_score: Tensor | None = None
         self.last_model_path = ""
+        # Files that were there before this run, and the one that it was told to go on from.
+        self.others: set[str] = set()
+        self.resumed_from: Path | None = None
+        self.newest: Path | None = None
+        self._step, self._saved_step, self._time = 0, 0, 0.0
+        # A save was due, but for the value, which validation is to bring.
+        self._waiting = False
 
     @property
     def state_key(self) -> str:
-        """Told apart by what is watched."""
-        return f"ModelCheckpoint[{self.monitor}, {self.mode}, {self.filename}]"
+        """Told apart by what is watched, when and under which name."""
+        names = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval", "filename")
+        return f"ModelCheckpoint{ {name: getattr(self, name) for name in names} }"
+
+    @property
+    def kth_best_model_path(self) -> str:
+        """The worst of the best files, once there are `save_top_k` of them."""
+        full = self.best_k_models and self.monitor is not None and len(self.best_k_models) >= self.save_top_k
+        return max(self.best_k_models, key=self._rank) if full else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Which files there are, by name, so that a run folder can be moved."""
         return {
-            "best_k_models": {self._name(path): score for path, score in self.best_k_models.items()},
-            "best_model_path": self._name(self.best_model_path) if self.best_model_path else "",
-            "best_model_score": self.best_model_score,
+            "best_k_models": {self._name(path): float(score) for path, score in self.best_k_models.items()},
+            "best_model_path": self._name(self.best_model_path),
+            "best_model_score": None if self.best_model_score is None else float(self.best_model_score),
+            "current_score": None if self.current_score is None else float(self.current_score),
+            "last_model_path": self._name(self.last_model_path),
+            "others": sorted(self.others),
+            "saved_step": self._saved_step,
+            "waiting": self._waiting,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned, as far as the files are in this run's folder."""
-        assert self.dirpath is not None
-        # What a file names is deleted one day: checkpoints of this folder only, and no links out of it.
-        folder = self.dirpath.resolve()
-        models = {self.dirpath / name: float(score) for name, score in state_dict["best_k_models"].items()}
-        own = [path for path in models if path.suffix == ".ckpt" and path.resolve().is_relative_to(folder)]
-        self.best_k_models = {str(path): models[path] for path in own if path.is_file()}
-        best = str(self.dirpath / state_dict["best_model_path"])
-        if best in self.best_k_models:
-            self.best_model_path, self.best_model_score = best, state_dict["best_model_score"]
+        models = {self._own(name): torch.tensor(float(score)) for name, score in state_dict["best_k_models"].items()}
+        self.best_k_models = {path: score for path, score in models.items() if path}
+        self.best_model_path = self._own(state_dict["best_model_path"])
+        if self.best_model_path and state_dict["best_model_score"] is not None:
+            self.best_model_score = torch.tensor(float(state_dict["best_model_score"]))
+        if state_dict["current_score"] is not None:
+            self.current_score = torch.tensor(float(state_dict["current_score"]))
+        self.last_model_path = self._own(state_dict["last_model_path"])
+        self.others = {str(name) for name in state_dict["others"]}
+        self._saved_step, self._waiting = int(state_dict["saved_step"]), bool(state_dict["waiting"])
 
     def setup(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
         """Settle the folder, and clear away what a killed process left half-written."""
         if self.dirpath is None:
-            self.dirpath = Path(trainer.log_dir, "checkpoints")
-        if stage == "fit" and trainer.is_global_zero:
-            for file in self.dirpath.glob(f"*.ckpt{checkpoint.TEMPORARY}"):
-                file.unlink(missing_ok=True)
-        self._newest = None
+            self.dirpath = distributed.broadcast(checkpoint_folder_of(trainer.loggers, trainer.default_root_dir))
+        self.newest, self.resumed_from = None, None
+        if stage == "fit":
+            if trainer.is_global_zero:
+                for file in self.dirpath.glob(f"*{self.FILE_EXTENSION}{checkpoint.TEMPORARY}"):
+                    file.unlink(missing_ok=True)
+            own = {*self.best_k_models, self.last_model_path, str(self.dirpath / PREVIOUS)}
+            found = [file for start in ("", "*/") for file in self.dirpath.glob(f"{start}*{self.FILE_EXTENSION}")]
+            self.others = distributed.broadcast({self._name(str(file)) for file in found if str(file) not in own})
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Make the folder, or say that it cannot be made before a step is lost."""
-        self._saved_step = trainer.global_step
+        self._step, self._time = trainer.global_step, time.monotonic()
         if trainer.is_global_zero and not trainer.fast_dev_run and self.dirpath is not None:
             make_folder(self.dirpath)
 
@@ -127,17 +188,33 @@ class ModelCheckpoint(Callback):
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         """Save, if this step is one to save."""
-        if not self.every_n_train_steps:
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped or not self._step_is_due(trainer):
             return
-        step = trainer.global_step
-        if step % self.every_n_train_steps == 0 and step != self._saved_step:
-            self._saved_step = step
-            self._save(trainer)
+        # The next validation brings a newer value.
+        self._waiting = self.monitor is not None and not self._at_epoch_end(trainer) and validation_due(trainer, True)
+        if not self._waiting:
+            self._save(trainer, fresh=True, wait=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """Save, if validations are what counts."""
+        due = validated_in_fit(trainer) and not self._at_epoch_end(trainer)
+        if due and (self._waiting or self._epoch_is_due(trainer)):
+            self._save(trainer, fresh=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Save, if this epoch is one to save."""
-        if not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._save(trainer)
+        """Save, if epochs are what counts; the newest in any case."""
+        if self._at_epoch_end(trainer):
+            if self._waiting or self._epoch_is_due(trainer):
+                self._save(trainer, fresh=True)
+        elif self._epoch_is_due(trainer) and not trainer.fast_dev_run:
+            self._write_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """Save the end as the newest, if nothing else was."""
+        trainer.writer.wait()
+        if not self.last_model_path and not trainer.fast_dev_run:
+            self._write_last(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
         """A finished run needs no second file to fall back to."""
@@ -145,178 +222,218 @@ class ModelCheckpoint(Callback):
         if not trainer.interruption and self.dirpath is not None and trainer.is_global_zero:
             (self.dirpath / PREVIOUS).unlink(missing_ok=True)
 
+    def on_exception(self, trainer: Trainer, pl_module: Module, exception: BaseException) -> None:
+        """Save, if asked to."""
+        if self.save_on_exception and trainer.global_step != self._saved_step:
+            save_after(trainer, exception, str(self._path(trainer, self.filename, "")), self.save_weights_only)
+
     def save_last_now(self, trainer: Trainer) -> Path:
-        """Write `last.ckpt`, whatever else was to be saved when."""
-        assert self.dirpath is not None
-        path = self.dirpath / "last.ckpt"
+        """Write all that is needed to go on as the newest, whatever else was to be saved when."""
         trainer.writer.wait()
-        self._write(trainer, path, path, None)
+        path = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path)
+        self._write(trainer, path, path, weights_only=False)
         trainer.writer.wait()
         distributed.barrier()
         return path
 
-    def _save(self, trainer: Trainer) -> None:
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether a value is among the best so far."""
+        if current is None or not self.save_top_k:
+            return False
+        worst = self.best_k_models.get(self.kth_best_model_path) if self.save_top_k != -1 else None
+        return worst is None or bool(current < worst if self.mode == "min" else current > worst)
+
+    def format_checkpoint_name(
+        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """The path of a file whose name is filled with values; 0 where there is none."""
+
+        def fill(match: re.Match[str]) -> str:
+            key = f"{match[1]}{self.CHECKPOINT_EQUALS_CHAR}" if self.auto_insert_metric_name else ""
+            return f"{key}{metrics.get(match[1], 0):{match[2] or ''}}"
+
+        name = FIELD.sub(fill, filename or self.filename or f"{{epoch}}{self.CHECKPOINT_JOIN_CHAR}{{step}}")
+        parts = [prefix, name, None if ver is None else f"v{ver}"]
+        name = self.CHECKPOINT_JOIN_CHAR.join(part for part in parts if part)
+        return str(Path(self.dirpath or "", f"{name}{self.FILE_EXTENSION}"))
+
+    def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
+        """Write the best files and their values; default: to `best_k_models.yaml` in the folder."""
+        lines = [f"{json.dumps(path)}: {float(score)}\n" for path, score in self.best_k_models.items()]
+        Path(filepath or Path(self.dirpath or "", "best_k_models.yaml")).write_text("".join(lines), encoding="utf-8")
+
+    def _at_epoch_end(self, trainer: Trainer) -> bool:
+        chosen = self.save_on_train_epoch_end
+        return looks_at_epoch_end(trainer) if chosen is None else chosen
+
+    def _epoch_is_due(self, trainer: Trainer) -> bool:
+        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return bool(due) and trainer.global_step != self._saved_step
+
+    def _step_is_due(self, trainer: Trainer) -> bool:
+        if self.train_time_interval is None:
+            return bool(self.every_n_train_steps) and trainer.global_step % self.every_n_train_steps == 0
+        now = time.monotonic()
+        due = distributed.broadcast(now - self._time >= self.train_time_interval.total_seconds())
+        self._time = now if due else self._time
+        return due
+
+    def _save(self, trainer: Trainer, fresh: bool, wait: bool = False) -> None:
+        """Save what is due: the newest, and one of the best if the value says so.
+
+        Args:
+            trainer: The trainer.
+            fresh: Whether the value must be of this epoch.
+            wait: Whether a value that is missing may come later.
+        """
         if trainer.fast_dev_run:
             return
-        assert self.dirpath is not None
         # What was saved last decides what is among the best now.
         trainer.writer.wait()
-        last = self.dirpath / "last.ckpt" if self.save_last else None
-        score = 0.0
+        self._saved_step, self._waiting = trainer.global_step, False
+        score: Tensor | None = None
         if self.monitor is not None:
             try:
-                value = monitored_value(trainer, self.monitor, "ModelCheckpoint")
+                score = monitored_value(trainer, self.monitor, "ModelCheckpoint", fresh)
             except MisconfigurationException:
-                # The name is wrong, the epoch was not.
-                if last is not None:
-                    self._write(trainer, last, last, None)
-                raise
+                score = None
+                if not wait:
+                    # The name is wrong, the epoch was not.
+                    self._write_last(trainer)
+                    raise
             # Every process must come to the same decision, and rank 0's value is the one in the logs.
-            score = distributed.broadcast(math.nan if value is None else value)
-        ranked = sorted(self.best_k_models, key=self._rank)
-        judged = self.monitor is None or not math.isnan(score)
-        if self.save_top_k and judged and (self.monitor is None or self._is_among_best(score, ranked)):
-            goes = ranked[-1] if self.save_top_k != -1 and len(ranked) >= self.save_top_k else None
-            path = self._unused(self.dirpath / f"{self._format(trainer)}.ckpt", goes)
-            self._write(trainer, path, last, goes, score)
-        elif last is not None:
-            self._write(trainer, last, last, None)
+            score = distributed.broadcast(score)
+            self._waiting = score is None and wait
+            if score is not None and math.isnan(score):
+                score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+        if not (self.check_monitor_top_k(trainer, score) if self.monitor else self.save_top_k):
+            self._say(trainer, f"{self.monitor}={score} is not among the best {self.save_top_k}")
+            self._write_last(trainer)
+            return
+        goes = (self.kth_best_model_path if self.monitor else self.best_model_path) if self.save_top_k != -1 else ""
+        path = self._path(trainer, self.filename, goes)
+        last = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path) if self.save_last else None
+        self._write(trainer, path, last, self.save_weights_only, goes, score)
+        self._say(trainer, f"{f'{self.monitor}={score}: ' if self.monitor else ''}saved {path}")
 
-    def _write(self, trainer: Trainer, path: Path, last: Path | None, goes: str | None, score: float = 0.0) -> None:
+    def _write_last(self, trainer: Trainer) -> None:
+        if self.save_last:
+            path = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path)
+            self._write(trainer, path, path, self.save_weights_only)
+
+    def _write(
+        self,
+        trainer: Trainer,
+        path: Path,
+        last: Path | None,
+        weights_only: bool,
+        goes: str = "",
+        score: Tensor | None = None,
+    ) -> None:
         """Write a file; it holds the ranking that is true once it is there, which becomes this callback's only then."""
         assert self.dirpath is not None
-        before = self._ranking()
-        if path != last:
+        before = {name: getattr(self, name) for name in RANKING}
+        if score is not None:
             self.best_k_models = {k: v for k, v in self.best_k_models.items() if k != goes} | {str(path): score}
-            self.best_model_path = min(self.best_k_models, key=self._rank) if self.monitor else str(path)
-            self.best_model_score = self.best_k_models[self.best_model_path] if self.monitor else None
+            self.best_model_path = min(self.best_k_models, key=self._rank)
+            self.best_model_score, self.current_score = self.best_k_models[self.best_model_path], score
+        elif path != last:
+            self.others |= {self._name(str(path))} if self.save_top_k == -1 else set()
+            self.best_model_path = str(path)
+        self.last_model_path = self.last_model_path if last is None else str(last)
         try:
-            captured = resume.capture(trainer)
+            captured = resume.capture(trainer, weights_only)
         finally:
-            after = self._ranking()
-            self.best_k_models, self.best_model_path, self.best_model_score = before
+            after = {name: getattr(self, name) for name in RANKING}
+            vars(self).update(before)
 
         def committed() -> None:
-            self.best_k_models, self.best_model_path, self.best_model_score = after
-            if last is not None:
-                if path != last and distributed.is_rank_zero():
-                    checkpoint.link(path, last)
-                self.last_model_path = str(last)
-            if goes is not None and goes != str(path) and distributed.is_rank_zero():
-                Path(goes).unlink(missing_ok=True)
+            vars(self).update(after)
+            if not distributed.is_rank_zero():
+                return
+            if last is not None and path != last:
+                (_link_softly if self.save_last == "link" else checkpoint.link)(path, last)
+            for file in {goes, before["last_model_path"] if last else ""} - {"", str(path), str(last)}:
+                if Path(file) != self.resumed_from:
+                    Path(file).unlink(missing_ok=True)
+            for logger in trainer.loggers:
+                if hasattr(logger, "after_save_checkpoint"):
+                    logger.after_save_checkpoint(self)
 
         if not distributed.is_rank_zero():
             committed()
             return
+        make_folder(path.parent)
         # Another ModelCheckpoint may have written it.
-        newest = self.dirpath / "last.ckpt" if self.save_last else self._newest
-        keep = None if newest is None else (newest, self.dirpath / PREVIOUS)
+        newest = Path(before["last_model_path"] or str(last)) if self.save_last else self.newest
+        keep = None if newest is None else (newest.resolve(), self.dirpath / PREVIOUS)
         trainer.writer.write(captured, path, keep, committed, partial(check_weights, trainer))
-        self._newest = last or path
+        self.newest = last or path
 
-    def _ranking(self) -> tuple[dict[str, float], str, float | None]:
-        return self.best_k_models, self.best_model_path, self.best_model_score
-
-    def _unused(self, path: Path, goes: str | None) -> Path:
-        """`path`, with -v1, -v2, ... behind its name while another of the best, which stays, has that name."""
-        free, number = path, 0
-        while str(free) in self.best_k_models and str(free) != goes:
-            number += 1
-            free = path.with_name(f"{path.stem}-v{number}.ckpt")
-        return free
+    def _path(self, trainer: Trainer, filename: str | None, goes: str) -> Path:
+        """Where to write a file; not where another one is that stays, which gets -v1, -v2, ... behind its name."""
+        assert self.dirpath is not None
+        values: dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            **trainer.callback_metrics,
+        }
+        values |= {name: int(values[name]) for name in ("epoch", "step")}
+        unknown = {match[1] for match in FIELD.finditer(filename or "")} - values.keys()
+        known = (trainer.state.epoch_over or trainer.current_epoch) and (
+            trainer.metrics.validated or not trainer.validates
+        )
+        if unknown and known:
+            raise MisconfigurationException(
+                f"filename={filename!r}: no {', '.join(sorted(unknown))} was logged, only {', '.join(sorted(values))}"
+            )
+        savers = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
+        taken = {p for saver in savers for p in (saver.best_model_path, *saver.best_k_models)}
+        taken |= {str(self.dirpath / name) for name in self.others}
+        path, version = self.format_checkpoint_name(values, filename), self.STARTING_VERSION
+        while self.enable_version_counter and path != goes and path in taken:
+            path, version = self.format_checkpoint_name(values, filename, ver=version), version + 1
+        return Path(path)
 
     def _name(self, path: str) -> str:
         assert self.dirpath is not None
-        return Path(os.path.relpath(path, self.dirpath)).as_posix()
+        return Path(os.path.relpath(path, self.dirpath)).as_posix() if path else ""
 
-    def _is_among_best(self, score: float, ranked: list[str]) -> bool:
-        if self.save_top_k == -1 or len(ranked) < self.save_top_k:
-            return True
-        worst = self.best_k_models[ranked[-1]]
-        return score < worst if self.mode == "min" else score > worst
+    def _own(self, name: str) -> str:
+        """The path of a checkpoint that was written to this folder, by its name; empty if it is not there."""
+        assert self.dirpath is not None
+        path = self.dirpath / name
+        # What a file names is deleted one day: checkpoints of this folder only, and no links out of it.
+        inside = name.endswith(self.FILE_EXTENSION) and path.resolve().is_relative_to(self.dirpath.resolve())
+        return str(path) if inside and path.is_file() else ""
 
-    def _rank(self, path: str) -> float:
+    def _rank(self, path: str) -> Tensor:
         return self.best_k_models[path] if self.mode == "min" else -self.best_k_models[path]
 
-    def _format(self, trainer: Trainer) -> str:
-        values, metrics = {"epoch": trainer.current_epoch, "step": trainer.global_step}, trainer.callback_metrics
-
-        def fill(match: re.Match[str]) -> str:
-            name, spec = match[1], match[2] or ""
-            if name not in values and name not in metrics:
-                known = ", ".join(sorted({*values, *metrics}))
-                raise MisconfigurationException(f"filename={self.filename!r}: no {name} was logged, only {known}")
-            number = values[name] if name in values else float(metrics[name])
-            return f"{f'{name}=' if self.auto_insert_metric_name else ''}{number:{spec}}"
-
-        return re.sub(r"\{([^:{}]+)(?::([^{}]*))?\}", fill, self.filename)
+    def _say(self, trainer: Trainer, message: str) -> None:
+        if self.verbose and trainer.is_global_zero:
+            print(f"ModelCheckpoint: after {trainer.global_step} steps, {message}", flush=True)
 
 
-def find_checkpoint(
-    trainer: Trainer, ckpt_path: str | os.PathLike[str] | None
-) -> tuple[Path, checkpoint.Checkpoint] | None:
-    """The file that `ckpt_path` stands for, and what is in it.
-
-    Args:
-        trainer: Its ModelCheckpoint knows "best", "last" and the folder of "auto".
-        ckpt_path: One of these, a path, or None.
-
-    Returns:
-        None without a path, and for "auto" where the folder has no good file.
-
-    Raises:
-        MisconfigurationException: There is no such ModelCheckpoint, it has saved nothing, or the file is not good.
-    """
-    if ckpt_path is None:
-        return None
-    if ckpt_path not in ("best", "last", "auto"):
-        return Path(ckpt_path), checkpoint.load(Path(ckpt_path))
-    callback = trainer.checkpoint_callback
-    if ckpt_path == "auto" and callback is not None and callback.dirpath is not None and trainer.stage == "fit":
-        return _newest_good(trainer, callback.dirpath)
-    path = callback and (callback.best_model_path if ckpt_path == "best" else callback.last_model_path)
-    if not path or ckpt_path == "auto":
-        raise MisconfigurationException(
-            f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has saved one; give the path of a file"
-        )
-    return Path(path), checkpoint.load(Path(path))
+def _check_triggers(steps_and_epochs: dict[str, int | None], interval: timedelta | None) -> None:
+    for name, every in steps_and_epochs.items():
+        if every is not None and (type(every) is not int or every < 0):
+            raise MisconfigurationException(f"{name}={every!r}; give a whole number from 0")
+    if interval is not None and not isinstance(interval, timedelta):
+        raise MisconfigurationException(f"train_time_interval={interval!r}; give a datetime.timedelta")
+    given = [name for name, every in steps_and_epochs.items() if every] + ["train_time_interval"] * (
+        interval is not None
+    )
+    if len(given) > 1:
+        raise MisconfigurationException(f"{' and '.join(given)}: give one of them, or several ModelCheckpoints")
 
 
-def _newest_good(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Checkpoint] | None:
-    found = _search(trainer, folder) if trainer.is_global_zero else None
-    # All processes take the file of the first one.
-    path = distributed.broadcast(None if found is None else found[0])
-    if path is not None:
-        own = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.dirpath == folder]
-        for callback in own:
-            callback._newest = path
-        if trainer.is_global_zero and any(callback.save_last for callback in own):
-            # The newest file may have been cut off from its other name, or that one be damaged. A disk that is full for
-            # a second copy is no reason not to go on.
-            with suppress(OSError):
-                checkpoint.link(path, folder / "last.ckpt")
-        return found or (path, checkpoint.load(path))
-    for logger in trainer.loggers if folder.is_dir() else ():
-        # What a killed run has logged before its first checkpoint.
-        if hasattr(logger, "load_state_dict"):
-            logger.load_state_dict({})
-    return None
-
-
-def _search(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Checkpoint] | None:
+def _link_softly(path: Path, link: Path) -> None:
+    temporary = link.with_name(f"{link.name}{checkpoint.TEMPORARY}")
     try:
-        found = [
-            (file.name != PREVIOUS, file.stat().st_mtime_ns, file) for file in folder.glob("*.ckpt") if file.is_file()
-        ]
-    except OSError as error:
-        raise MisconfigurationException(f"the checkpoints in {folder} cannot be listed: {error.strerror}") from error
-    for *_, file in sorted(found, reverse=True):
-        try:
-            loaded = checkpoint.load(file)
-            resume.check_resumable(file, loaded)
-            return file, loaded
-        except checkpoint.DamagedCheckpoint as error:
-            distributed.rank_zero_warn(f"{str(error).partition('; ')[0]}; looking for an older one")
-    if found:
-        distributed.rank_zero_warn(f"{folder} has no good checkpoint; the run starts afresh")
-    return None
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(path, link.parent))
+        os.replace(temporary, link)
+    except OSError:
+        # Some systems have none, or not for everybody.
+        checkpoint.link(path, link)

@@ -1,0 +1,68 @@
+"""Checkpoint: base of the callbacks that save; they run last. OnExceptionCheckpoint: save when a run fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from engine import distributed
+from engine.callback import Callback
+from engine.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from engine.module import Module
+    from engine.trainer import Trainer
+
+
+class Checkpoint(Callback):
+    """Base of callbacks that save checkpoints: they run after all others, and see the metrics of an epoch."""
+
+    monitoring: ClassVar[bool] = True
+
+
+class OnExceptionCheckpoint(Checkpoint):
+    """Saves the state in which training fails; the file goes once a run ends well.
+
+    Args:
+        dirpath: Folder.
+        filename: Name without `.ckpt`.
+    """
+
+    FILE_EXTENSION = ".ckpt"
+
+    def __init__(self, dirpath: str | os.PathLike[str], filename: str = "on_exception") -> None:
+        if not filename:
+            raise MisconfigurationException("filename=''; give a name")
+        self.dirpath, self.filename = dirpath, filename
+        self._failed = False
+
+    @property
+    def ckpt_path(self) -> str:
+        """The file."""
+        return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
+
+    def on_exception(self, trainer: Trainer, pl_module: Module, exception: BaseException) -> None:
+        """Save."""
+        self._failed = True
+        save_after(trainer, exception, self.ckpt_path)
+
+    def teardown(self, trainer: Trainer, pl_module: Module, stage: str) -> None:
+        """Remove the file of an earlier run that failed."""
+        if not self._failed and trainer.is_global_zero:
+            Path(self.ckpt_path).unlink(missing_ok=True)
+        self._failed = False
+
+
+def save_after(trainer: Trainer, exception: BaseException, path: str, weights_only: bool = False) -> None:
+    """Save training as it stands after an exception; a run that goes on from within a batch does that batch again."""
+    if trainer.stage != "fit" or trainer.fast_dev_run or trainer.sanity_checking or not trainer.global_step:
+        return
+    name = type(exception).__name__
+    if distributed.active():
+        distributed.rank_zero_warn(
+            f"nothing was saved after {name}: saving takes all processes, and others may be fine"
+        )
+        return
+    trainer.save_checkpoint(path, weights_only)
+    print(f"{name}: saved {path}", flush=True)

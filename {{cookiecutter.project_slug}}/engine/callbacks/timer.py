@@ -1,0 +1,120 @@
+"""Timer: how long the stages take, and the end of training after a given time."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine import distributed
+from engine.callback import Callback
+from engine.exceptions import MisconfigurationException
+from engine.signals import seconds_of
+
+if TYPE_CHECKING:
+    from engine.module import Module
+    from engine.trainer import Trainer
+
+STAGES = ("train", "sanity_check", "validate", "test", "predict")
+
+
+class Timer(Callback):
+    """Measures the time of training, validation and test, and stops training when it is up.
+
+    The time of training goes on where a run is resumed.
+
+    Args:
+        duration: How long to train: days:hours:minutes:seconds, a timedelta, or a dict of its arguments; None for ever.
+        interval: Stop after a "step", or after an "epoch".
+        verbose: Print that the time is up.
+    """
+
+    def __init__(
+        self,
+        duration: str | timedelta | dict[str, int] | None = None,
+        interval: Literal["step", "epoch"] = "step",
+        verbose: bool = True,
+    ) -> None:
+        if interval not in ("step", "epoch"):
+            raise MisconfigurationException(f"interval={interval!r}; give step or epoch")
+        self._duration, self._interval, self._verbose = seconds_of(duration, "duration"), interval, verbose
+        self._start: dict[str, float] = {}
+        self._end: dict[str, float] = {}
+        self._offset = 0.0
+
+    def start_time(self, stage: str = "train") -> float | None:
+        """When a stage began, in seconds of `time.monotonic`; None if it has not."""
+        return self._start.get(_known(stage))
+
+    def end_time(self, stage: str = "train") -> float | None:
+        """When a stage ended, in seconds of `time.monotonic`; None if it has not."""
+        return self._end.get(_known(stage))
+
+    def time_elapsed(self, stage: str = "train") -> float:
+        """Seconds of a stage so far."""
+        start, end, offset = self.start_time(stage), self.end_time(stage), self._offset if stage == "train" else 0.0
+        return offset if start is None else (time.monotonic() if end is None else end) - start + offset
+
+    def time_remaining(self, stage: str = "train") -> float | None:
+        """Seconds left; None without a duration."""
+        return None if self._duration is None else self._duration - self.time_elapsed(stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds of each stage."""
+        return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in STAGES}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._offset = float(state_dict["time_elapsed"]["train"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Stop at once if a run that goes on has used its time."""
+        self._check(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Note the time."""
+        self._start["train"] = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """Note the time."""
+        self._end["train"] = time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Note the time."""
+        self._start["validate"] = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """Note the time."""
+        self._end["validate"] = time.monotonic()
+
+    def on_test_start(self, trainer: Trainer, pl_module: Module) -> None:
+        """Note the time."""
+        self._start["test"] = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """Note the time."""
+        self._end["test"] = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        """Stop if the time is up."""
+        if self._interval == "step":
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
+        """Stop if the time is up."""
+        if self._interval == "epoch":
+            self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        if self._duration is not None and distributed.broadcast(self.time_elapsed() >= self._duration):
+            trainer.should_stop = True
+            if self._verbose and trainer.is_global_zero:
+                print(f"Timer: {timedelta(seconds=int(self.time_elapsed()))} have passed; training stops", flush=True)
+
+
+def _known(stage: str) -> str:
+    if stage not in STAGES:
+        raise MisconfigurationException(f"stage={stage!r}; give one of {', '.join(STAGES)}")
+    return stage
