@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.exceptions import MisconfigurationException
+from engine.hooks import is_overridden
 from engine.module import Module
 
 if TYPE_CHECKING:
@@ -79,13 +80,20 @@ def check_barebones(**wanted: Any) -> None:
         )
 
 
-def check_manual(t: Trainer, module: Module) -> None:
-    """Refuse what the engine cannot do for a module that optimises by itself.
+def check_module(t: Trainer) -> None:
+    """Refuse a module without what its stage needs, and what cannot be done for one that optimises by itself.
 
     Raises:
-        MisconfigurationException: The trainer was asked for it.
+        MisconfigurationException: Something is missing, or the trainer was asked for what the module does itself.
     """
-    if module.automatic_optimization:
+    module, name = t.module, type(t.module).__name__
+    step = {"fit": "training_step", "validate": "validation_step", "test": "test_step"}.get(t.stage)
+    needed = [step] if step else []
+    needed += ["configure_optimizers"] if t.stage == "fit" else []
+    for hook in needed:
+        if not is_overridden(module, hook, Module):
+            raise MisconfigurationException(f"{name} has no {hook}; write one to call {t.stage}")
+    if t.stage != "fit" or module.automatic_optimization:
         return
     if t.gradient_clip_val:
         raise MisconfigurationException(

@@ -22,7 +22,7 @@ from torch.utils.data import (
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException
-from engine.hooks import DataHooks
+from engine.hooks import DataHooks, is_overridden
 from engine.reading import UNKNOWN, Reader, length
 from engine.samples import EpochSampler, SeededDataset
 
@@ -71,6 +71,11 @@ class Loaders:
         self._sources, self._given, self._limits = sources, given, limits
         self._share, self._ordered = share, ordered
         self._ready: dict[str, LoaderSet] = {}
+
+    def offers(self, kind: str) -> bool:
+        """Whether there are loaders of a kind, or a hook that may give some; asks no hook."""
+        hook = f"{kind}_dataloader"
+        return self._given.get(kind) is not None or any(is_overridden(s, hook, DataHooks) for s in self._sources)
 
     def request_again(self, *kinds: str) -> None:
         """Ask the hooks for loaders anew when they are next needed."""

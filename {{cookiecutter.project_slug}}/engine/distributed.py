@@ -86,12 +86,6 @@ def broadcast(value: T) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
-def broadcast_tensor(tensor: Tensor) -> None:
-    """Give every process the values of rank 0, in place."""
-    if active():
-        dist.broadcast(tensor, src=0)
-
-
 def all_gather(value: T) -> list[T]:
     """The values of all processes, by rank (any picklable object)."""
     if not active():
@@ -113,15 +107,34 @@ def all_gather_tensor(tensor: Tensor, group: Any = None, sync_grads: bool = Fals
     return torch.stack(gathered)
 
 
-def average(tensors: list[Tensor]) -> None:
-    """Replace tensors by their means over all processes, in one collective for each type and device."""
-    for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors) if active() else ():
-        alike = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == kind]
-        flat = torch.cat([tensor.reshape(-1) for tensor in alike]) / dist.get_world_size()
-        dist.all_reduce(flat)
-        means = torch.split(flat, [tensor.numel() for tensor in alike])
-        for tensor, mean in zip(alike, means, strict=True):
-            tensor.copy_(mean.view_as(tensor))
+def average_gradients(parameters: list[Tensor]) -> None:
+    """Replace gradients by their means over all processes; one that only some of them have is zero in the others."""
+    if not active():
+        return
+    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    dist.all_reduce(has, dist.ReduceOp.MAX)
+    for parameter, somewhere in zip(parameters, has.tolist(), strict=True):
+        if somewhere and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    _at_once(gradients, lambda flat: dist.all_reduce(flat.div_(dist.get_world_size())))
+
+
+def broadcast_tensors(tensors: list[Tensor]) -> None:
+    """Give every process the values of rank 0, in place."""
+    if active():
+        _at_once(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+
+def _at_once(tensors: list[Tensor], collective: Callable[[Tensor], Any]) -> None:
+    """Run a collective on all tensors of each type and device together."""
+    for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors):
+        alike = [tensor.detach() for tensor in tensors if (tensor.dtype, tensor.device) == kind]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        collective(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in alike])
+        for tensor, part in zip(alike, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:

@@ -54,9 +54,10 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
             metrics.reset(stage)
             results = []
         else:
+            metrics.epoch_reached = logging is not None
             call_both(t, getattr(Callback, f"on_{stage}_epoch_end"))
             results = metrics.flush_epoch()
-            t.log_metrics(by_name(results), t.log_step)
+            t.log_metrics(by_name(results), t.log_step if t.stage == "fit" else t.state.batches_that_stepped)
             if t.before_validation is not None:
                 t.state.validated, t.before_validation = True, None
         metrics.scope = None

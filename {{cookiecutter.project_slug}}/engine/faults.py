@@ -21,17 +21,15 @@ from engine.exceptions import LIBRARIES, MisconfigurationException, explained
 from engine.hooks import find_batch_size
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from engine.trainer import Trainer
 
 # Losses that are kept to be looked at together: looking at one waits for the device.
 MOST_LOSSES = 1000
 
 
-def watch_loss(t: Trainer, batch_idx: int, loss: Tensor | None) -> None:
-    """Keep the loss of a batch, to be looked at by `check_losses`."""
-    if loss is not None and t.detect_nonfinite != "off":
+def watch_loss(t: Trainer, batch_idx: int, loss: Any) -> None:
+    """Keep the loss of a batch, if it is one, to be looked at by `check_losses`."""
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and t.detect_nonfinite != "off":
         t.losses.append((t.state.epoch, batch_idx, t.state.global_step, loss))
         if len(t.losses) >= MOST_LOSSES:
             check_losses(t)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -129,17 +131,26 @@ def convert(batch: Any, tensor: Callable[[Tensor], Any], other: Callable[[Any], 
     """The same structure with every tensor, and if asked to every other object that has `.to`, converted."""
     if isinstance(batch, Tensor):
         return tensor(batch)
+    if other is not None and hasattr(batch, "to"):
+        moved = other(batch)
+        # Some move themselves, and return nothing.
+        return batch if moved is None else moved
     if isinstance(batch, Mapping):
         converted = {key: convert(value, tensor, other) for key, value in batch.items()}
+        if isinstance(batch, defaultdict):
+            return defaultdict(batch.default_factory, converted)
         return converted if type(batch) is dict else type(batch)(converted)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*[convert(value, tensor, other) for value in batch])
     if isinstance(batch, list | tuple):
         return type(batch)([convert(value, tensor, other) for value in batch])
     if is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in fields(batch) if field.init]
-        return replace(batch, **{name: convert(getattr(batch, name), tensor, other) for name in names})
-    return other(batch) if other is not None and hasattr(batch, "to") else batch
+        # Not made anew: what was done when it was made is not done twice.
+        made = copy(batch)
+        for field in fields(batch):
+            object.__setattr__(made, field.name, convert(getattr(batch, field.name), tensor, other))
+        return made
+    return batch
 
 
 def find_batch_size(batch: Any) -> int | None:
@@ -148,8 +159,8 @@ def find_batch_size(batch: Any) -> int | None:
         return batch.shape[0] if batch.ndim else 1
     if isinstance(batch, Mapping):
         batch = batch.values()
-    elif hasattr(batch, "__dataclass_fields__"):
-        batch = vars(batch).values()
+    elif is_dataclass(batch):
+        batch = [getattr(batch, field.name) for field in fields(batch)]
     elif not isinstance(batch, list | tuple):
         return None
     return next((size for size in map(find_batch_size, batch) if size is not None), None)

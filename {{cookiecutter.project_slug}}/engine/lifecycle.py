@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import distributed, faults
-from engine.arguments import check_manual
+from engine.arguments import check_module
 from engine.callback import Callback, check_hook_names
 from engine.data import Loaders
 from engine.datamodule import DataModule
@@ -53,50 +53,58 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
         given: Loaders handed over directly, by "train", "val", "test" or "predict".
     """
     _attach(t, stage, model, datamodule, given)
-    failed: BaseException | None = None
+    errors: list[BaseException] = []
     # A stage that trains ends at a step when it is asked to; others leave signals to Python.
     with t.stop if stage == "fit" else nullcontext(), torch.autograd.set_detect_anomaly(t.detect_anomaly):
         try:
             _set_up(t)
             yield
         except BaseException as error:
-            failed = error
+            errors.append(error)
         with quiet_children():
-            for step in _ending(t, stage, failed):
+            for step in _ending(t, stage, errors):
                 try:
                     step()
                 except BaseException as error:
-                    if failed is not None:
-                        failed.add_note(f"then the tear-down failed, too: {type(error).__name__}: {error}")
-                    failed = failed or error
-    if failed is not None:
-        faults.explain(t, failed)
-        raise failed
+                    if errors:
+                        errors[0].add_note(f"then the tear-down failed, too: {type(error).__name__}: {error}")
+                    errors.append(error)
+    if errors:
+        faults.explain(t, errors[0])
+        raise errors[0]
     if stage == "fit":
         # A signal that came too late to interrupt anything.
         leave(t.stop.pending())
 
 
-def _ending(t: Trainer, stage: str, failed: BaseException | None) -> Iterator[Callable[[], Any]]:
-    """What is done at the end of a stage, each step whether those before it went well or not."""
-    if failed is not None:
-        # Before others explain why the tear-down failed, too.
-        yield partial(faults.explain, t, failed)
-        yield from (partial(bound, t, t.module, failed) for bound in t.overrides["on_exception"])
-        if t.datamodule is not None:
-            yield partial(t.datamodule.on_exception, failed)
-        # Others may wait for this process in a collective: leaving tells them.
-        yield distributed.destroy
+def _ending(t: Trainer, stage: str, errors: list[BaseException]) -> Iterator[Callable[[], Any]]:
+    """What is done at the end of a stage, each step whether those before it went well or not; `errors` grows."""
+    running = not errors
+    yield from _explaining(t, errors)
     yield t.writer.wait
     if t.datamodule is not None:
         yield partial(t.datamodule.teardown, stage)
     yield from (partial(bound, t, t.module, stage) for bound in t.overrides["teardown"])
     yield partial(t.module.teardown, stage)
+    if running:
+        yield from _explaining(t, errors)
     yield t.loaders.close
     # Lets go of DDP, which would keep the process group alive beyond its end.
     t.strategy = Strategy(t.module.training_step)
-    status = "success" if failed is None else "failed"
+    status = "failed" if errors else "success"
     yield from (partial(faults.writing_logs(t)(logger.finalize), status) for logger in t.loggers)
+
+
+def _explaining(t: Trainer, errors: list[BaseException]) -> Iterator[Callable[[], Any]]:
+    """What is done about the first error, if there is one."""
+    for error in errors[:1]:
+        # Before others explain why the tear-down failed, too.
+        yield partial(faults.explain, t, error)
+        yield from (partial(bound, t, t.module, error) for bound in t.overrides["on_exception"])
+        if t.datamodule is not None:
+            yield partial(t.datamodule.on_exception, error)
+        # Others may wait for this process in a collective: leaving tells them.
+        yield distributed.destroy
 
 
 def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
@@ -129,6 +137,7 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     look_up_hooks(t)
     owners = [next((s for s in sources if is_overridden(s, name, DataHooks)), model) for name in TRANSFER_HOOKS]
     t.transfer_hooks = [getattr(owner, name) for owner, name in zip(owners, TRANSFER_HOOKS, strict=True)]
+    check_module(t)
 
 
 def _set_up(t: Trainer) -> None:
@@ -137,11 +146,9 @@ def _set_up(t: Trainer) -> None:
     distributed.init(t.device)
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
     t.log_dir = distributed.broadcast(run_folder_of(t.loggers, t.default_root_dir))
-    for source in (t.datamodule, t.module):
-        if (
-            source is not None
-            and (distributed.local_rank() if source.prepare_data_per_node else distributed.rank()) == 0
-        ):
+    sources: list[Any] = [t.module] if t.datamodule is None else [t.datamodule, t.module]
+    for source in sources:
+        if (distributed.local_rank() if source.prepare_data_per_node else distributed.rank()) == 0:
             source.prepare_data()
     distributed.barrier()
     if t.datamodule is not None:
@@ -172,7 +179,6 @@ def prepare_training(t: Trainer) -> None:
         MisconfigurationException: They do not fit each other, or the trainer's arguments.
     """
     module = t.module
-    check_manual(t, module)
     if t.sync_batchnorm and distributed.active():
         if t.device.type != "cuda":
             raise MisconfigurationException("sync_batchnorm works on GPUs only; leave it out")

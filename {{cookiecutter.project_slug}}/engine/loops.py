@@ -98,7 +98,7 @@ def train_epoch(t: Trainer) -> None:
     skip_rest = train_batches(t)
     if interrupted(t):
         return
-    metrics.scope = Scope.EPOCH
+    metrics.scope, metrics.epoch_reached = Scope.EPOCH, True
     call_both(t, Callback.on_train_epoch_end)
     check_losses(t)
     t.log_metrics(by_name(metrics.flush_epoch()), t.log_step)
@@ -122,7 +122,7 @@ def train_batches(t: Trainer) -> bool:
     state = t.state
     # An epoch that was left after its last batch has no more.
     t.is_last_batch = state.last_batch and bool(state.batches_done)
-    if state.batches_done and leaves_epoch(t):
+    if (state.batches_done and leaves_epoch(t)) or stop_reason(t) is not None:
         return False
     batches = t.loaders.train().epoch(state.seed, state.epoch, state.batches_done)
     for batch_idx, batch, t.is_last_batch in batches:
@@ -323,7 +323,7 @@ def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
     """Make gradients ready for the optimizer: their true size, and clipped."""
     module = t.module
     if not module.automatic_optimization:
-        distributed.average([p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
+        distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
     t.precision_plugin.unscale(optimizer)
     window = t.state.batches_done % t.accumulate_grad_batches + 1
     if window < t.accumulate_grad_batches:
@@ -400,7 +400,7 @@ def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
     extra: dict[str, Any] = {}
     if isinstance(output, Mapping):
         loss = output.get("loss")
-        extra = {k: v.detach() if isinstance(v, Tensor) else v for k, v in output.items() if k != "loss"}
+        extra = {name: value for name, value in output.items() if name != "loss"}
     if not isinstance(loss, Tensor):
         raise MisconfigurationException(
             f"training_step returned {type(output).__name__}; return the loss (a tensor), a dict with 'loss', or None"

@@ -110,6 +110,7 @@ class MetricStore:
         loader: What the evaluation loader is called, if there are several.
         samples: Samples run through each evaluation loader so far, if they have names.
         callback_values: Name to 0-d tensor, what callbacks may monitor; lives as long as the run.
+        epoch_reached: Whether an epoch of the stage is at its end, so that values of it can be monitored.
         fresh: Names with a new value since the current training epoch began.
         validated: Whether validation has run, so that its names are known.
         logged: Name to float as last handed to the loggers.
@@ -123,6 +124,7 @@ class MetricStore:
     samples: dict[str, int] = field(default_factory=dict)
     meters: dict[tuple[str, Scope, str, str | None], Meter] = field(default_factory=dict)
     callback_values: dict[str, Tensor] = field(default_factory=dict)
+    epoch_reached: bool = False
     fresh: set[str] = field(default_factory=set)
     validated: bool = False
     logged: dict[str, float] = field(default_factory=dict)
@@ -189,6 +191,16 @@ class MetricStore:
     def flush_epoch(self) -> list[tuple[Meter, float]]:
         """Compute, fetch and reset the epoch values of this stage; for named sets, add what they have in common."""
         self.validated |= self.stage == "validation"
+        self.epoch_reached = False
+        results = self._read_epoch()
+        self._publish(results, "_epoch")
+        for key, meter in self.meters.items():
+            if key[0] == self.stage:
+                meter.reset()
+        return results
+
+    def _read_epoch(self) -> list[tuple[Meter, float]]:
+        """The values of the epoch so far, also for callbacks to monitor."""
         self._keep_step_values()
         of_stage = [m for key, m in self.meters.items() if key[0] == self.stage]
         found = [(m, v) for m in of_stage if m.options.on_epoch and (v := m.epoch_value()) is not None]
@@ -198,13 +210,12 @@ class MetricStore:
             for alias in dict.fromkeys((meter.label("_epoch"), meter.label())):
                 self.callback_values[alias] = torch.tensor(number)
                 self.fresh.add(alias)
-        self._publish(results, "_epoch")
-        for meter in of_stage:
-            meter.reset()
         return results
 
     def callback_metrics(self) -> dict[str, Tensor]:
         """Everything that can be monitored, as 0-d tensors: epoch values, and the newest step values of training."""
+        if self.epoch_reached:
+            self._read_epoch()
         self._keep_step_values()
         return self.callback_values
 
@@ -218,7 +229,7 @@ class MetricStore:
         """Forget everything, as at the start of a run and after the sanity check."""
         for meter in self.meters.values():
             meter.reset()
-        self.loader, self.scope, self.validated = None, None, False
+        self.loader, self.scope, self.validated, self.epoch_reached = None, None, False, False
         for container in (self.meters, self.callback_values, self.fresh, self.logged, self.progress_bar):
             container.clear()
 
@@ -322,6 +333,8 @@ def _resolve(scope: Scope, given: LogOptions) -> LogOptions:
 
 
 def _check(name: str, scope: Scope, options: LogOptions) -> None:
+    if "/dataloader_idx_" in name:
+        raise MisconfigurationException(f"self.log({name!r}, ...): /dataloader_idx_N is put behind names by itself")
     if options.reduce_fx not in ("mean", "sum", "min", "max"):
         raise MisconfigurationException(
             f"self.log({name!r}, reduce_fx={options.reduce_fx!r}); give 'mean', 'sum', 'min' or 'max'"

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from engine.distributed import all_gather_tensor, is_rank_zero, local_rank, rank, rank_zero_warn
 from engine.exceptions import MisconfigurationException
+from engine.export import ExportMixin
 from engine.hooks import DataHooks, ModelHooks, convert
 from engine.hparams import HyperparametersMixin
 from engine.metrics import LogOptions
@@ -22,14 +23,12 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
 
 
-class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
+class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module):
     """What to train: override the steps and `configure_optimizers`, and any hook you need.
 
     Within a run, `self.trainer` is the trainer, `self.device` the device of the parameters.
     """
 
-    # A batch for `forward`, from which the model's graph is drawn and exported: a tensor, or a tuple or dict of them.
-    example_input_array: Any = None
     # Whether checkpoints must fit the module name by name.
     strict_loading: bool = True
     # Processes by dimension, where several ways of working together are mixed.
@@ -248,7 +247,7 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         name: str,
         value: Tensor | float | Metric,
         prog_bar: bool = False,
-        logger: bool = True,
+        logger: bool | None = None,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
         reduce_fx: str | Callable[..., Any] = "mean",
@@ -266,7 +265,7 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
             value: A number, a tensor of one element, or a torchmetrics object (its `compute()` gives the epoch's
                 value, and it is reset afterwards).
             prog_bar: Show it in the progress bar.
-            logger: Hand it to the loggers.
+            logger: Hand it to the loggers; default: yes.
             on_step: Log the value of single steps; default: in training steps and batch hooks.
             on_epoch: Log the value of the whole epoch; default: everywhere else.
             reduce_fx: How an epoch's values become one: "mean" (weighted by batch size), "sum", "min" or "max".
@@ -280,8 +279,9 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
         Raises:
             MisconfigurationException: Logging is not possible here, or the value or options make no sense.
         """
-        if self._trainer is None:
-            rank_zero_warn(f"self.log({name!r}, ...) does nothing without a Trainer")
+        if self._trainer is None or self._trainer.barebones:
+            without = "without a Trainer" if self._trainer is None else "with barebones=True"
+            rank_zero_warn(f"self.log({name!r}, ...) does nothing {without}")
             return
         if sync_dist_group is not None:
             raise MisconfigurationException(
@@ -291,7 +291,9 @@ class Module(HyperparametersMixin, ModelHooks, DataHooks, nn.Module):
             raise MisconfigurationException(f"self.log({name!r}): the metric is not self.{metric_attribute}")
         if rank_zero_only and not is_rank_zero():
             return
-        options = LogOptions(on_step, on_epoch, prog_bar, logger, reduce_fx, sync_dist and not rank_zero_only)
+        options = LogOptions(
+            on_step, on_epoch, prog_bar, logger is not False, reduce_fx, sync_dist and not rank_zero_only
+        )
         self._trainer.metrics.log(name, value, options, batch_size, add_dataloader_idx)
 
     def log_dict(self, dictionary: Mapping[str, Tensor | float | Metric], **options: Any) -> None:

@@ -30,7 +30,7 @@ _RETURNS = (
 class LightningOptimizer:
     """An optimizer as models are given it: its `step` runs the hooks of an optimizer step and scales gradients.
 
-    It has the attributes of the optimizer, which is `optimizer`.
+    It has the attributes of the optimizer, which is `optimizer`, and passes for an instance of its class.
     """
 
     def __init__(self, optimizer: Optimizer, trainer: Trainer) -> None:
@@ -117,7 +117,7 @@ def parse_optimizers(returned: Any, module: ModelHooks) -> tuple[list[Optimizer]
     else:
         optimizers = list(returned) if _is_list(returned) else [returned]
     # Handed back by somebody who asked for them before.
-    optimizers = [o.optimizer if isinstance(o, LightningOptimizer) else o for o in optimizers]
+    optimizers = [o.optimizer if type(o) is LightningOptimizer else o for o in optimizers]
     wrong = [type(o).__name__ for o in optimizers if not isinstance(o, Optimizer)]
     if not optimizers or wrong:
         raise MisconfigurationException(f"configure_optimizers returned {wrong[0] if wrong else 'nothing'}; {_RETURNS}")

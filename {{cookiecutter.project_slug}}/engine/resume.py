@@ -83,7 +83,7 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
 def moment(t: Trainer) -> Checkpoint:
     """The part of a checkpoint that logging and evaluation change, as lists and dicts of their own; of this process."""
     hooks: list[Any] = [bound for name, bounds in t.overrides.items() if "validation" in name for bound in bounds]
-    validating = [hook.__self__ for hook in hooks]
+    validating = [getattr(hook, "__self__", None) for hook in hooks]
     names = {id(part): name for name, part in t.module.named_modules()}
     state = t.state
     batches_done = 0 if state.epoch_over else state.batches_done
@@ -108,7 +108,7 @@ def moment(t: Trainer) -> Checkpoint:
 
 
 def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
-    """Load the weights of the trainer's module and, when fitting, what data module and callbacks keep.
+    """Load the weights of the trainer's module, and what data module and callbacks keep.
 
     Args:
         t: The trainer.
@@ -124,18 +124,16 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
         check_resumable(path, loaded)
     with fitting(path, "content"):
         t.module.on_load_checkpoint(loaded)
-    load_weights(t.module, loaded["state_dict"], path, t.module.strict_loading)
-    if t.stage != "fit":
-        return
-    if t.datamodule is not None:
+    load_weights(t.module, loaded["state_dict"], path, strict=t.module.strict_loading)
+    if t.datamodule is not None and "datamodule" in loaded:
         with fitting(path, "datamodule"):
             t.datamodule.load_state_dict(loaded["datamodule"])
     for callback in t.callbacks:
         with fitting(path, f"callbacks[{callback.state_key!r}]"):
             callback.on_load_checkpoint(t, t.module, loaded)
-            if callback.state_key in loaded["callbacks"]:
-                callback.load_state_dict(loaded["callbacks"][callback.state_key])
-    if "current_model_state" in loaded:
+            if saved := loaded.get("callbacks", {}).get(callback.state_key):
+                callback.load_state_dict(saved)
+    if t.stage == "fit" and "current_model_state" in loaded:
         raise MisconfigurationException(
             f"checkpoint {path} holds averages of the weights; resume with EMAWeightAveraging (--ema_decay), too"
         )
@@ -275,7 +273,8 @@ def check_resumable(path: Path, loaded: Checkpoint) -> None:
 
 def _gradients(t: Trainer) -> dict[str, torch.Tensor]:
     within = t.state.batches_done % t.accumulate_grad_batches and not t.is_last_batch
-    if not within or t.state.epoch_over:
+    # A module that optimises by itself may accumulate gradients as it likes.
+    if t.module.automatic_optimization and (not within or t.state.epoch_over):
         return {}
     if distributed.active():
         distributed.rank_zero_warn("a checkpoint within accumulated gradients keeps those of one process only")

@@ -61,9 +61,14 @@ def make_strategy(name: str, module: Module, step: Callable[..., Any], device: t
     if not distributed.active() or not any(p.requires_grad for p in module.parameters()):
         return Strategy(step)
     if not module.automatic_optimization:
-        for tensor in (*module.parameters(), *module.buffers()):
-            distributed.broadcast_tensor(tensor.data)
-        return Strategy(step)
+        distributed.broadcast_tensors([*module.parameters()])
+
+        def with_the_same_buffers(*args: Any) -> Any:
+            # As DistributedDataParallel does before each forward pass.
+            distributed.broadcast_tensors([*module.buffers()])
+            return step(*args)
+
+        return Strategy(with_the_same_buffers)
     device_ids = [device.index] if device.type == "cuda" else None
     unused = STRATEGIES[name]
     ddp = DistributedDataParallel(StepProxy(module, step), device_ids=device_ids, find_unused_parameters=unused)

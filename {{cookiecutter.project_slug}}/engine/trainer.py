@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from engine import checkpoint, distributed, faults, lifecycle, loops, resume
 from engine.arguments import check_arguments, check_barebones
 from engine.callback import Callback, Hook, P, Table, check_hook_names, override_table
-from engine.callbacks import ModelCheckpoint, find_checkpoint, print_results, with_defaults
+from engine.callbacks import Checkpoint, find_checkpoint, print_results, with_defaults
 from engine.checkpoint import CheckpointWriter
 from engine.datamodule import DataModule
 from engine.evaluation import call_both, evaluate
@@ -190,7 +190,7 @@ class Trainer(TrainerProperties):
         self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
         self.sync_batchnorm, self.profiler = sync_batchnorm, profiler
         self.default_root_dir = str(default_root_dir or ".")
-        self.log_dir = self.default_root_dir
+        self.log_dir: str | None = self.default_root_dir
         self.loggers = as_loggers(logger if not self.fast_dev_run else False, self.default_root_dir)
         self.enable_autolog_hparams = enable_autolog_hparams
         self.writer = CheckpointWriter(async_save)
@@ -233,14 +233,12 @@ class Trainer(TrainerProperties):
             resume.restore_weights(self, found)
             lifecycle.prepare_training(self)
             call_both(self, Callback.on_fit_start)
+            self._log_hyperparams()
             if found is not None:
                 resume.restore_training(self, *found)
                 self.resumed = (found[0], self.state.epoch)
-            if self.enable_autolog_hparams:
-                with faults.writing_logs(self):
-                    log_hyperparams(self)
             model.zero_grad()
-            if self.num_sanity_val_steps and self.validates and not self.state.batches_done:
+            if self.num_sanity_val_steps and self.enable_validation and not self.state.batches_done:
                 loops.sanity_check(self)
             if (inexact := self.loaders.train().inexact()) is not None:
                 distributed.rank_zero_warn(inexact)
@@ -262,7 +260,7 @@ class Trainer(TrainerProperties):
         """Evaluate on the validation loaders.
 
         Args:
-            model: What to evaluate; default: the last one.
+            model: What to evaluate; default: the last one, with the weights of its best checkpoint.
             dataloaders: As `val_dataloaders` in `fit`, or a data module; default: the `val_dataloader` hook.
             ckpt_path: Weights to load: a file, "best" or "last"; default: those the model has.
             verbose: Print the results.
@@ -289,20 +287,22 @@ class Trainer(TrainerProperties):
         model: Module | None = None,
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
-        return_predictions: bool = True,
+        return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
     ) -> list[Any] | None:
         """Run `predict_step` over the predict loaders.
 
         Returns:
             What each batch gave, on the CPU (one list per loader where there are several); None if
-            `return_predictions` is False.
+            `return_predictions` is False, or there is nothing to predict.
         """
-        with lifecycle.run(self, "predict", self._or_last(model), datamodule, {"predict": dataloaders}):
+        model, ckpt_path = self._or_last(model, ckpt_path)
+        with lifecycle.run(self, "predict", model, datamodule, {"predict": dataloaders}):
             resume.restore_weights(self, find_checkpoint(self, ckpt_path))
-            predictions: list[Any] | None = [] if return_predictions else None
+            self._log_hyperparams()
+            predictions: list[Any] | None = None if return_predictions is False else []
             evaluate(self, "predict", predictions)
-        return predictions[0] if predictions is not None and len(predictions) == 1 else predictions
+        return predictions[0] if predictions and len(predictions) == 1 else predictions or None
 
     def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
         """Write a checkpoint (schema: `engine.checkpoint`), complete when this returns; every process must call it."""
@@ -354,8 +354,10 @@ class Trainer(TrainerProperties):
         self, stage: str, model: Module | None, dataloaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
     ) -> list[dict[str, float]]:
         kind = {"validate": "val", "test": "test"}[stage]
-        with lifecycle.run(self, stage, self._or_last(model), datamodule, {kind: dataloaders}):
+        model, ckpt_path = self._or_last(model, ckpt_path)
+        with lifecycle.run(self, stage, model, datamodule, {kind: dataloaders}):
             resume.restore_weights(self, find_checkpoint(self, ckpt_path))
+            self._log_hyperparams()
             results = evaluate(self, {"validate": "validation", "test": "test"}[stage])
         if verbose and distributed.is_rank_zero():
             print_results(stage, results, self.loaders.get(kind).names)
@@ -402,17 +404,30 @@ class Trainer(TrainerProperties):
         if len(set(keys)) < len(keys):
             raise MisconfigurationException(f"callbacks would overwrite each other's state: {keys}; override state_key")
         # Checkpoints last: what they save of the other callbacks is then up to date.
-        self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))
+        self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
         self.overrides: Table = override_table(self.callbacks)
         # Callbacks that monitor see the end of a batch or an epoch later than the others.
         self._late: Table = override_table([callback for callback in self.callbacks if callback.monitoring])
         others = override_table([callback for callback in self.callbacks if not callback.monitoring])
         self.overrides |= {name: others[name] for name in ("on_train_batch_end", "on_train_epoch_end")}
 
-    def _or_last(self, model: Module | None) -> Module:
-        if model is None and not hasattr(self, "module"):
+    def _or_last(self, model: Module | None, ckpt_path: Any) -> tuple[Module, Any]:
+        """The module to evaluate; if none is given the last one, with its best weights."""
+        if model is not None:
+            return model, ckpt_path
+        if not hasattr(self, "module"):
             raise MisconfigurationException("no model was given, and this trainer has not run one before")
-        return self.module if model is None else model
+        if ckpt_path is None and not (self.checkpoint_callback and self.checkpoint_callback.best_model_path):
+            raise MisconfigurationException(
+                "without a model, the best checkpoint of the last fit is evaluated, and there is none; give the model, "
+                "or ckpt_path"
+            )
+        return self.module, ckpt_path or "best"
+
+    def _log_hyperparams(self) -> None:
+        if self.enable_autolog_hparams:
+            with faults.writing_logs(self):
+                log_hyperparams(self)
 
     def _shorten(self) -> None:
         """Do less where a trial is asked for: fast_dev_run, overfit_batches."""

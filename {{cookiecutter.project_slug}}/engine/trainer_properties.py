@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from engine import distributed
 from engine.callback import Callback
-from engine.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from engine.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from engine.data import Loaders, LoaderSet
 from engine.hooks import is_overridden
 from engine.loggers import Logger
@@ -40,6 +40,7 @@ class TrainerProperties:
     lr_scheduler_configs: list[LRSchedulerConfig]
     interruption: int
     sanity_checking: bool
+    limit_val_batches: int | float
     max_epochs: int
     max_steps: int
     num_sanity_val_steps: int
@@ -91,10 +92,15 @@ class TrainerProperties:
         return self.loaders.train().count
 
     @property
-    def validates(self) -> bool:
-        """Whether fit validates: there is a `validation_step` and something to run it on."""
+    def enable_validation(self) -> bool:
+        """Whether fit is to validate: there is a `validation_step`, a loader or its hook, and no limit of 0."""
         has_step = is_overridden(self.module, "validation_step", Module)
-        return has_step and any(self.evaluation_loaders("validation").counts)
+        return has_step and bool(self.limit_val_batches) and self.loaders.offers("val")
+
+    @property
+    def validates(self) -> bool:
+        """Whether fit validates: it is to, and the loaders, which are requested if need be, have batches."""
+        return self.enable_validation and any(self.evaluation_loaders("validation").counts)
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -174,9 +180,9 @@ class TrainerProperties:
         return distributed.local_world_size()
 
     @property
-    def checkpoint_callbacks(self) -> list[ModelCheckpoint]:
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
         """All callbacks that save checkpoints."""
-        return [c for c in self.callbacks if isinstance(c, ModelCheckpoint)]
+        return [c for c in self.callbacks if isinstance(c, Checkpoint)]
 
     @property
     def early_stopping_callback(self) -> EarlyStopping | None:
@@ -189,9 +195,9 @@ class TrainerProperties:
         return [c for c in self.callbacks if isinstance(c, EarlyStopping)]
 
     @property
-    def progress_bar_callback(self) -> Callback | None:
+    def progress_bar_callback(self) -> ProgressBar | None:
         """What shows progress."""
-        return next((c for c in self.callbacks if isinstance(c, RichProgressBar)), None)
+        return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
 
     @property
     def train_dataloader(self) -> Any:
