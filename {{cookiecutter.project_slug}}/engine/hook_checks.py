@@ -70,7 +70,8 @@ def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
     """Refuse methods of classes that look like hooks of `base` and are none."""
     methods = [(c, n, value) for c in own for n, value in vars(c).items() if isinstance(value, FunctionType)]
     for cls, name, _ in methods:
-        nearest = difflib.get_close_matches(name, hooks, 1, 0.6 if name.startswith("on_") else 0.92)
+        spelt = name.replace("on_val_", "on_validation_")
+        nearest = difflib.get_close_matches(spelt, hooks, 1, 0.6 if name.startswith("on_") else 0.92)
         like_a_hook = name.startswith("on_") or (nearest and not re.search(r"^_|\d", name))
         if hasattr(base, name) or name in hooks or not (like_a_hook or name in HOOKS):
             continue
