@@ -36,6 +36,10 @@ class LightningOptimizer:
     def __init__(self, optimizer: Optimizer, trainer: Trainer) -> None:
         self.optimizer, self._trainer = optimizer, trainer
 
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        return type(self.optimizer)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.optimizer, name)
 
