@@ -17,9 +17,9 @@ import pstats
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ class Profiler:
         print(report)
 
     def _file_stem(self) -> str:
-        parts = [str(part) for part in (self._stage, self.filename, self._local_rank) if part not in (None, "")]
+        rank = None if self._local_rank is None else str(self._local_rank)
+        parts = [part for part in (self._stage, self.filename, rank) if part]
         return re.sub(r'[\\/:*?"<>|\s]+', "_", "-".join(parts)) or "profile"
 
     def _title(self) -> str:
@@ -140,7 +141,7 @@ class SimpleProfiler(Profiler):
 
     def summary(self) -> str:
         """The table as plain text."""
-        console = Console(file=io.StringIO(), width=1000, markup=False)
+        console = Console(file=io.StringIO(), width=1000, markup=False, color_system=None)
         console.print(self._table())
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -302,10 +303,11 @@ class PyTorchProfiler(Profiler):
         if self.profiler is None:
             return ""
         self.profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if self.profiler.profiler is None:
+        none = self.profiler.profiler is None
+        averages: Any = () if none else self.profiler.key_averages(group_by_input_shape=self._by_shapes)
+        if not averages:
             rank_zero_warn("PyTorchProfiler: the stage was over before its schedule came to record a step")
             return ""
-        averages = self.profiler.key_averages(group_by_input_shape=self._by_shapes)
         table = averages.table(sort_by=self._sort_by, row_limit=self._row_limit, **self._table_options)
         return f"{self._title()}\n{table}"
 
@@ -363,6 +365,25 @@ def make_profiler(profiler: Any) -> Any:
     """
     if isinstance(profiler, str) and profiler.lower() in PROFILERS:
         return PROFILERS[profiler.lower()]()
-    if profiler is None or all(hasattr(profiler, name) for name in ("profile", "setup", "describe")):
+    own = not isinstance(profiler, type) and all(hasattr(profiler, name) for name in ("profile", "setup", "describe"))
+    if profiler is None or own:
         return profiler
     raise MisconfigurationException(f"profiler={profiler!r}; give {', '.join(PROFILERS)}, or a Profiler")
+
+
+def profiled(profiler: Profiler | None, action: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work` as an action of the profiler; without one, `work` itself."""
+    if profiler is None:
+        return work
+
+    @wraps(work)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with profiler.profile(action):
+            return work(*args, **kwargs)
+
+    return run
+
+
+def fetched(profiler: Profiler | None, action: str, batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches, each fetched as an action of the profiler; without one, `batches` itself."""
+    return batches if profiler is None else iter(profiled(profiler, action, batches.__next__), None)
