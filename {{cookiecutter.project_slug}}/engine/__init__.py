@@ -10,16 +10,18 @@ Where to read on: `trainer.py` (arguments and entry points), `loops.py` (what ha
 
 from __future__ import annotations
 
-from engine import callbacks, loggers
+from engine import callbacks, loggers, profilers, utilities
 from engine.callback import Callback
 from engine.datamodule import DataModule
 from engine.exceptions import MisconfigurationException
 from engine.module import Module
+from engine.older import find_older_names
 from engine.seed import seed_everything
 from engine.trainer import Trainer
 
 LightningModule = Module
 LightningDataModule = DataModule
+find_older_names(Trainer)
 
 __all__ = [
     "Callback",
@@ -31,5 +33,7 @@ __all__ = [
     "Trainer",
     "callbacks",
     "loggers",
+    "profilers",
     "seed_everything",
+    "utilities",
 ]

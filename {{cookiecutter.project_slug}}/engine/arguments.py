@@ -1,12 +1,25 @@
-"""The Trainer's arguments: which values make sense, alone and together."""
+"""The Trainer's arguments: what they mean, and which values make sense, alone and together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
+from engine.callback import Callback
+from engine.callbacks import with_defaults
+from engine.checkpoint import CheckpointWriter
 from engine.exceptions import MisconfigurationException
 from engine.hooks import is_overridden
+from engine.loggers import as_loggers
 from engine.module import Module
+from engine.older import refuse_arguments, refuse_values
+from engine.precision import Precision, PrecisionAlias, PrecisionName
+from engine.profilers import Profiler, make_profiler
+from engine.seed import make_deterministic
+from engine.signals import seconds_of
+from engine.strategy import check_devices, select_device
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -18,7 +31,172 @@ LEAST |= {"log_every_n_steps": 0, "accumulate_grad_batches": 1}
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 
 
-def check_arguments(t: Trainer) -> None:
+class TrainerArguments:
+    """What a Trainer is told, as attributes."""
+
+    def __init__(
+        self,
+        *,
+        accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
+        strategy: str = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
+        precision: PrecisionName | PrecisionAlias | Literal[16, 32, 64] | None = "32-true",
+        logger: Any | Sequence[Any] | bool | None = None,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = 1.0,
+        limit_val_batches: int | float | None = 1.0,
+        limit_test_batches: int | float | None = 1.0,
+        limit_predict_batches: int | float | None = 1.0,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = 1.0,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        profiler: str | Profiler | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
+        detect_nonfinite: Literal["raise", "warn", "off"] = "raise",
+        async_save: bool = False,
+        **older: Any,
+    ) -> None:
+        """Settle the arguments.
+
+        Args:
+            accelerator: Device: cuda, else mps, else cpu with auto.
+            strategy: How several processes work together: auto or ddp, or ddp_find_unused_parameters_true.
+            devices: Processes on this machine, or the GPUs to use; auto takes as many as the launcher started.
+            num_nodes: Machines that take part.
+            precision: Number format: 32-true; autocast with bf16-mixed or 16-mixed; all in 64-, bf16- or 16-true.
+            logger: A logger, several, true for a TensorBoardLogger, or false for none. Default: true.
+            callbacks: Callbacks, called in this order; checkpoint callbacks always come last.
+            fast_dev_run: Try everything with so many batches (true: 1), without checkpoints and logs.
+            max_epochs: Stop after so many epochs; -1 for no limit, default 1000 unless max_steps or max_time is given.
+            min_epochs: Train at least so many epochs, even when asked to stop.
+            max_steps: Stop after so many optimizer steps; -1 for no limit.
+            min_steps: Take at least so many optimizer steps, even when asked to stop.
+            max_time: Stop, and save what is needed to go on, after days:hours:minutes:seconds of fit.
+            limit_train_batches: Batches of an epoch: a number, or a share from 0.0 to 1.0.
+            limit_val_batches: The same for each validation set; 0 turns validation off.
+            limit_test_batches: The same for each test set.
+            limit_predict_batches: The same for each set to predict.
+            overfit_batches: Train and validate on so many batches, a number or a share, always the same (0: all).
+            val_check_interval: Validate so often in an epoch: a share of it, batches, or days:hours:minutes:seconds.
+            check_val_every_n_epoch: Validate in every so many epochs; null counts val_check_interval across epochs.
+            num_sanity_val_steps: Validation batches to try before training; -1 for all. Default: 2.
+            log_every_n_steps: Log the values of every so many optimizer steps; 0 for none. Default: 50.
+            enable_checkpointing: Save checkpoints. Default: true.
+            enable_progress_bar: Show progress. Default: true.
+            enable_model_summary: Show the model's layers before training. Default: true.
+            accumulate_grad_batches: Add up the gradients of so many batches before each optimizer step.
+            gradient_clip_val: Limit of the gradients; none leaves them alone.
+            gradient_clip_algorithm: Clip the norm of all gradients, or the value of each. Default: norm.
+            deterministic: Use deterministic kernels only, which may be slower; warn where there is none with warn.
+            benchmark: Let cuDNN try kernels for the fastest; good where sizes stay the same.
+            inference_mode: Evaluate in torch.inference_mode rather than torch.no_grad (never within fit).
+            use_distributed_sampler: Share the samples of torch's default samplers among processes.
+            profiler: Where the time goes: simple for a table, pytorch for a trace of torch.profiler, or a Profiler.
+            detect_anomaly: Find the operation whose gradient is NaN; slow.
+            barebones: Turn off everything that costs time beside the loop: logs, checkpoints, bar, sanity check.
+            sync_batchnorm: Let batch norms of several processes, on GPUs, see the whole batch.
+            reload_dataloaders_every_n_epochs: Ask for new loaders every so many epochs (0: never).
+            default_root_dir: Folder for logs and checkpoints where no logger names one; default: here.
+            enable_autolog_hparams: Hand the arguments of model and data to the loggers.
+            detect_nonfinite: What to do about a loss that is NaN or infinite.
+            async_save: Write checkpoints in the background while training goes on.
+            **older: Arguments of older versions of Lightning, which are refused with what to write instead.
+
+        Raises:
+            MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
+
+        Raises:
+            MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
+        """
+        refuse_arguments(type(self), older)
+        refuse_values(accelerator=accelerator, strategy=strategy, devices=devices, logger=logger, max_time=max_time)
+        if barebones:
+            what = {"logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler}
+            what |= {"enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary}
+            what |= {"num_sanity_val_steps": num_sanity_val_steps, "log_every_n_steps": log_every_n_steps}
+            check_barebones(**what, fast_dev_run=fast_dev_run, detect_anomaly=detect_anomaly)
+        self.barebones, self.detect_anomaly, self.num_nodes = barebones, detect_anomaly, num_nodes
+        self.fast_dev_run = int(fast_dev_run) if isinstance(fast_dev_run, bool) else fast_dev_run
+        unlimited = 1000 if max_steps == -1 and max_time is None else -1
+        self.max_epochs = unlimited if max_epochs is None else max_epochs
+        self.min_epochs = min_epochs or int(min_epochs is None and bool(min_steps))
+        self.max_steps, self.min_steps = max_steps, min_steps or 0
+        self.limit_train_batches, self.limit_val_batches = _or(limit_train_batches, 1.0), _or(limit_val_batches, 1.0)
+        self.limit_test_batches = _or(limit_test_batches, 1.0)
+        self.limit_predict_batches = _or(limit_predict_batches, 1.0)
+        self.overfit_batches = overfit_batches
+        self.val_check_interval, self.check_val_every_n_epoch = _or(val_check_interval, 1.0), check_val_every_n_epoch
+        by_time = isinstance(val_check_interval, str | timedelta | dict)
+        self.val_check_time = seconds_of(val_check_interval, "val_check_interval") if by_time else None
+        self.num_sanity_val_steps = _or(num_sanity_val_steps, 0 if barebones else 2)
+        self.log_every_n_steps = _or(log_every_n_steps, 0 if barebones else 50)
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.max_seconds, self.detect_nonfinite = seconds_of(max_time), detect_nonfinite
+        check_arguments(self)
+        logger = _or(logger, not barebones)
+        self._shorten()
+        check_devices(devices, num_nodes, strategy)
+        self.strategy_name, self.device = strategy, select_device(accelerator, devices)
+        self.precision_plugin = Precision(precision, self.device)
+        self.precision = self.precision_plugin.name
+        make_deterministic(deterministic, benchmark)
+        self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
+        self.sync_batchnorm, self.profiler = sync_batchnorm, make_profiler(profiler)
+        self.default_root_dir = str(default_root_dir or ".")
+        self.log_dir: str | None = self.default_root_dir
+        self.loggers = as_loggers(logger if not self.fast_dev_run else False, self.default_root_dir)
+        self.enable_autolog_hparams = enable_autolog_hparams
+        self.writer = CheckpointWriter(async_save)
+        on = (_or(flag, not barebones) for flag in (enable_checkpointing, enable_progress_bar, enable_model_summary))
+        self.callbacks = with_defaults(callbacks, *on)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Get ready to run, now that the arguments are known."""
+        raise NotImplementedError
+
+    def _shorten(self) -> None:
+        """Do less where a trial is asked for: fast_dev_run, overfit_batches."""
+        if self.fast_dev_run:
+            self.limit_train_batches = self.limit_val_batches = self.fast_dev_run
+            self.limit_test_batches = self.limit_predict_batches = self.fast_dev_run
+            self.max_steps, self.max_epochs, self.num_sanity_val_steps = self.fast_dev_run, 1, 0
+            self.val_check_interval, self.check_val_every_n_epoch, self.val_check_time = 1.0, 1, None
+        if self.overfit_batches:
+            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def check_arguments(t: TrainerArguments) -> None:
     """Refuse values out of range, and those that contradict each other.
 
     Raises:
@@ -49,7 +227,7 @@ def _check_number(name: str, value: Any, least: int) -> None:
         raise MisconfigurationException(f"{name}={value!r} makes no sense; give a whole number from {least}")
 
 
-def _check_validation(t: Trainer) -> None:
+def _check_validation(t: TrainerArguments) -> None:
     interval = t.val_check_interval
     if t.val_check_time is not None:
         return

@@ -6,11 +6,9 @@ callbacks override which hooks (`override_table`).
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec
 
-from engine.exceptions import MisconfigurationException
 from engine.hooks import is_overridden
 
 if TYPE_CHECKING:
@@ -127,28 +125,3 @@ def override_table(callbacks: Sequence[Callback]) -> Table:
     """For each hook of `Callback`, the bound methods of the callbacks that override it, in list order."""
     hooks = [name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")]
     return {name: tuple(getattr(c, name) for c in callbacks if is_overridden(c, name, Callback)) for name in hooks}
-
-
-def check_hook_names(thing: object, base: type, unsupported: Mapping[str, str] = {}) -> None:  # noqa: B006  # read only
-    """Refuse methods that look like hooks and would never be called.
-
-    Args:
-        thing: A module, data module or callback.
-        base: The class that defines the real hooks.
-        unsupported: Names that do something in Lightning and nothing here, with the hook to use instead.
-
-    Raises:
-        MisconfigurationException: Such a method exists; the message names the nearest real hook.
-    """
-    known = set(dir(base))
-    for cls in type(thing).__mro__:
-        if cls is base:
-            break
-        for name, value in vars(cls).items():
-            if name in known or not callable(value) or not (name.startswith("on_") or name in unsupported):
-                continue
-            nearest = [unsupported[name]] if name in unsupported else difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "rename it, or move its work into a real hook"
-            raise MisconfigurationException(
-                f"{cls.__name__}.{name} would never be called: {base.__name__} has no hook of that name; {hint}"
-            )

@@ -236,6 +236,18 @@ def _of_lightning(checkpoint: Any) -> bool:
     return written and isinstance(checkpoint.get("state_dict"), dict)
 
 
+def refuse_trust(weights_only: bool | None) -> None:
+    """Refuse to read files as if they could be trusted.
+
+    Raises:
+        MisconfigurationException: `weights_only` is False.
+    """
+    if weights_only is False:
+        raise MisconfigurationException(
+            "weights_only=False would run code that is in a file; leave it out: files of this engine hold plain data"
+        )
+
+
 def load_weights(
     module: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str], strict: bool = True
 ) -> None:

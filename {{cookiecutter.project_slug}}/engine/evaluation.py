@@ -12,8 +12,11 @@ import torch
 from engine import distributed
 from engine.callback import Callback, Hook, P
 from engine.exceptions import MisconfigurationException
+from engine.hook_checks import check_dataloader_idx
 from engine.hooks import ModelHooks, is_overridden, move_to_device
-from engine.metrics import Meter, Scope
+from engine.meters import Meter
+from engine.metrics import Scope
+from engine.profilers import fetched
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -37,6 +40,7 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         raise MisconfigurationException(f"there is nothing to {t.stage} on; give dataloaders, or write their hook")
     if not any(sets.counts):
         return []
+    check_dataloader_idx(t, stage)
     metrics = t.metrics
     metrics.samples = dict.fromkeys(sets.names, 0)
     metrics.stage, metrics.scope = stage, None
@@ -93,12 +97,13 @@ def evaluation_mode(t: Trainer, stage: str) -> Iterator[None]:
 def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]:
     """Run the batches of one loader; returns what the steps gave, if it is to be kept."""
     metrics, sets = t.metrics, t.evaluation_loaders(stage)
-    step, reader = t.steps[stage], sets.readers[index]
+    step, reader = t.steps[f"{stage}_step"], sets.readers[index]
     step_takes_batch_idx = takes_batch_idx(step)
     start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
     scope = None if stage == "predict" else Scope.EVAL_BATCH
     kept: list[Any] = []
-    for batch_idx, batch, _ in reader.epoch(t.state.seed, 0, count=sets.counts[index]):
+    batches = reader.epoch(t.state.seed, 0, count=sets.counts[index])
+    for batch_idx, batch, _ in fetched(t.profiler, f"{stage}_dataloader_next", batches):
         if broken_off(t):
             break
         batch = to_device(t, batch, index)

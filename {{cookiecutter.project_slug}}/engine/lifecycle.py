@@ -11,33 +11,24 @@ import torch
 
 from engine import distributed, faults
 from engine.arguments import check_module
-from engine.callback import Callback, check_hook_names
+from engine.callback import Callback
 from engine.data import Loaders
 from engine.datamodule import DataModule
 from engine.evaluation import takes_batch_idx
 from engine.exceptions import MisconfigurationException
+from engine.hook_checks import check_hooks
 from engine.hooks import DataHooks, ModelHooks, is_overridden
 from engine.loggers import run_folder_of
 from engine.module import Module
+from engine.older import steps_of, with_older_hooks
 from engine.optim import LightningOptimizer, needs_closure, parse_optimizers
+from engine.profilers import profiled
 from engine.signals import StopRequest, leave, quiet_children
 from engine.strategy import Strategy, make_strategy
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
-# Methods that do something in some version of Lightning and nothing here, and what to write instead: refused at the
-# start rather than ignored.
-UNSUPPORTED_HOOKS = {
-    "configure_optimizer": "configure_optimizers",
-    "val_step": "validation_step",
-    "training_epoch_end": "on_train_epoch_end",
-    "validation_epoch_end": "on_validation_epoch_end",
-    "test_epoch_end": "on_test_epoch_end",
-    "training_step_end": "on_train_batch_end",
-    "validation_step_end": "on_validation_batch_end",
-    "test_step_end": "on_test_batch_end",
-}
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -88,6 +79,8 @@ def _ending(t: Trainer, stage: str, errors: list[BaseException]) -> Iterator[Cal
     yield partial(t.module.teardown, stage)
     if running:
         yield from _explaining(t, errors)
+    if t.profiler is not None:
+        yield t.profiler.describe
     yield t.loaders.close
     # Lets go of DDP, which would keep the process group alive beyond its end.
     t.strategy = Strategy(t.module.training_step)
@@ -120,18 +113,18 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     if not isinstance(model, Module):
         raise MisconfigurationException(f"the model is a {type(model).__name__}; give a subclass of engine.Module")
     model.trainer = t
-    check_hook_names(model, Module, UNSUPPORTED_HOOKS)
+    check_hooks(model)
     sources: list[Any] = [model]
     if datamodule is not None:
         datamodule.trainer = t
-        check_hook_names(datamodule, DataModule)
+        check_hooks(datamodule)
         sources.insert(0, datamodule)
     limits = {kind: getattr(t, f"limit_{kind}_batches") for kind in ("train", "val", "test", "predict")}
     t.loaders = Loaders(sources, given, limits, share=t.use_distributed_sampler, ordered=bool(t.overfit_batches))
     returned = model.configure_callbacks()
     own = [returned] if isinstance(returned, Callback) else list(returned)
     # A model's callbacks replace the trainer's of the same type.
-    t.dispatch([c for c in t.callbacks if type(c) not in {type(mine) for mine in own}] + own)
+    t.dispatch(with_older_hooks(model, [c for c in t.callbacks if type(c) not in {type(mine) for mine in own}] + own))
     for callback in t.callbacks:
         callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
     look_up_hooks(t)
@@ -146,6 +139,8 @@ def _set_up(t: Trainer) -> None:
     distributed.init(t.device)
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
     t.log_dir = distributed.broadcast(run_folder_of(t.loggers, t.default_root_dir))
+    if t.profiler is not None:
+        _start_profiling(t)
     sources: list[Any] = [t.module] if t.datamodule is None else [t.datamodule, t.module]
     for source in sources:
         if (distributed.local_rank() if source.prepare_data_per_node else distributed.rank()) == 0:
@@ -165,11 +160,27 @@ def _set_up(t: Trainer) -> None:
 
 def look_up_hooks(t: Trainer) -> None:
     """Find the module's steps, and those of its hooks that do something."""
-    module = t.module
-    t.steps = {name: getattr(module, f"{name}_step") for name in ("training", "validation", "test", "predict")}
-    t.step_takes_batch_idx = takes_batch_idx(t.steps["training"])
-    names = [name for name in t.overrides if hasattr(ModelHooks, name) and is_overridden(module, name, ModelHooks)]
-    t.module_hooks = {name: getattr(module, name) for name in names}
+    module, name = t.module, f"[LightningModule]{type(t.module).__name__}"
+    t.steps = {f"{stage}_step": step for stage, step in steps_of(module).items()}
+    t.steps |= {"backward": module.backward, "optimizer_step": t.precision_plugin.step}
+    t.step_takes_batch_idx = takes_batch_idx(t.steps["training_step"])
+    own = [hook for hook in t.overrides if hasattr(ModelHooks, hook) and is_overridden(module, hook, ModelHooks)]
+    t.module_hooks = {hook: getattr(module, hook) for hook in own}
+    for table in (t.steps, t.module_hooks):
+        table.update({hook: profiled(t.profiler, f"{name}.{hook}", work) for hook, work in table.items()})
+
+
+def _start_profiling(t: Trainer) -> None:
+    """Have all that happens from here recorded, as actions by name."""
+    t.profiler._lightning_module = t.module
+    t.profiler.setup(t.stage, distributed.rank() if distributed.active() else None, t.log_dir)
+    for table in (t.overrides, t.late):
+        for hook, bounds in table.items():
+            owners = [getattr(bound, "__self__", t.module) for bound in bounds]
+            actions = [f"[Callback]{getattr(owner, 'state_key', 'older')}.{hook}" for owner in owners]
+            table[hook] = tuple(profiled(t.profiler, a, bound) for a, bound in zip(actions, bounds, strict=True))
+    named = zip(TRANSFER_HOOKS, t.transfer_hooks, strict=True)
+    t.transfer_hooks = [profiled(t.profiler, f"[LightningModule].{name}", hook) for name, hook in named]
 
 
 def prepare_training(t: Trainer) -> None:
@@ -183,7 +194,7 @@ def prepare_training(t: Trainer) -> None:
         if t.device.type != "cuda":
             raise MisconfigurationException("sync_batchnorm works on GPUs only; leave it out")
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    t.strategy = make_strategy(t.strategy_name, module, t.steps["training"], t.device)
+    t.strategy = make_strategy(t.strategy_name, module, t.steps["training_step"], t.device)
     t.optimizers, t.lr_scheduler_configs = parse_optimizers(module.configure_optimizers(), module)
     t.lightning_optimizers = [LightningOptimizer(optimizer, t) for optimizer in t.optimizers]
     by_optimizer = needs_closure(t.optimizers[0], scaled=t.precision_plugin.scaler is not None)

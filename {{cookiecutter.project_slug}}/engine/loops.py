@@ -1,6 +1,6 @@
 """The loops, read top-down: fit, epoch, batch, optimizer step.
 
-    fit_epochs -> train_epoch -> train_batches -> train_batch -> forward_backward -> Module.training_step
+    fit_epochs -> train_epoch -> train_batches -> train_batch -> optimization.forward_backward -> Module.training_step
                                                -> leaves_epoch -> evaluation.evaluate -> Module.validation_step
 
 `t` is the trainer. Hooks run callbacks first, then the module.
@@ -9,15 +9,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
 from engine import distributed
 from engine.callback import Callback
@@ -25,7 +20,8 @@ from engine.evaluation import by_name, call_both, evaluate, to_device
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_losses, watch_loss
 from engine.metrics import Scope
-from engine.optim import step_schedulers
+from engine.optimization import forward_backward, manual_step, prepare_gradients, step_by_closure, step_learning_rates
+from engine.profilers import fetched
 from engine.resume import moment
 from engine.seed import isolated_rng
 from engine.signals import NAMES, leave
@@ -125,6 +121,7 @@ def train_batches(t: Trainer) -> bool:
     if (state.batches_done and leaves_epoch(t)) or stop_reason(t) is not None:
         return False
     batches = t.loaders.train().epoch(state.seed, state.epoch, state.batches_done)
+    batches = fetched(t.profiler, "train_dataloader_next", batches)
     for batch_idx, batch, t.is_last_batch in batches:
         skip_rest = train_batch(t, batch, batch_idx)
         t.metrics.scope = None
@@ -249,7 +246,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
         outputs = forward_backward(t, batch, batch_idx, nullcontext() if stepping else t.strategy.no_sync())
         if stepping:
             prepare_gradients(t, t.optimizers[0])
-            t.precision_plugin.step(t.optimizers[0])
+            t.steps["optimizer_step"](t.optimizers[0])
     watch_loss(t, batch_idx, outputs.get("loss"))
     state.batches_done, state.total_batches, state.validated = batch_idx + 1, state.total_batches + 1, False
     state.last_batch = t.is_last_batch
@@ -276,112 +273,6 @@ def finish_step(t: Trainer) -> None:
     t.state.step_open = False
 
 
-def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False) -> None:
-    """Step the schedulers of a unit: those that follow the clock, or those that follow a value."""
-    if t.lr_scheduler_configs and t.module.automatic_optimization:
-        store = t.metrics if plateau else None
-        step_schedulers(t.module.lr_scheduler_step, t.lr_scheduler_configs, unit, count, store)
-
-
-def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractContextManager[None]) -> dict[str, Any]:
-    """Add the gradients of one batch.
-
-    Gradients of the previous window are cleared between forward and backward, as in Lightning.
-
-    Returns:
-        What `on_train_batch_end` gets: the detached loss, divided by the accumulation, and the step's other values.
-    """
-    with no_sync:
-        with t.precision_plugin.context:
-            output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
-        loss, extra = _split_output(output)
-        if batch_idx % t.accumulate_grad_batches == 0:
-            optimizer = t.optimizers[0]
-            call_both(t, Callback.on_before_zero_grad, optimizer)
-            t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
-        if loss is None and distributed.active():
-            raise MisconfigurationException(
-                "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
-            )
-        if loss is None:
-            return extra
-        if t.accumulate_grad_batches > 1:
-            loss = loss / t.accumulate_grad_batches
-        backward(t, loss)
-    return {"loss": loss.detach(), **extra}
-
-
-def backward(t: Trainer, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Differentiate a loss, scaled under fp16, with the hooks around it."""
-    scaled = t.precision_plugin.scale(loss)
-    call_both(t, Callback.on_before_backward, scaled)
-    t.module.backward(scaled, *args, **kwargs)
-    call_both(t, Callback.on_after_backward)
-
-
-def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
-    """Make gradients ready for the optimizer: their true size, and clipped."""
-    module = t.module
-    if not module.automatic_optimization:
-        distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
-    t.precision_plugin.unscale(optimizer)
-    window = t.state.batches_done % t.accumulate_grad_batches + 1
-    if window < t.accumulate_grad_batches:
-        # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
-        gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        if gradients:
-            torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
-    call_both(t, Callback.on_before_optimizer_step, optimizer)
-    if module.automatic_optimization:
-        module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
-
-
-def step_optimizer(t: Trainer, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
-    """What `LightningOptimizer.step` does: compute gradients by the closure, make them ready, update the weights."""
-
-    def prepared() -> Any:
-        loss = None if closure is None else closure()
-        prepare_gradients(t, optimizer)
-        return loss
-
-    result = t.precision_plugin.step(optimizer, prepared, **kwargs)
-    t.state.global_step += not t.module.automatic_optimization
-    return result
-
-
-def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
-    """Let the module's `optimizer_step`, or an optimizer such as LBFGS, run a batch as often as it likes."""
-    outputs: dict[str, Any] | None = None
-
-    def closure() -> Tensor | None:
-        nonlocal outputs
-        with torch.enable_grad():
-            outputs = forward_backward(t, batch, batch_idx, nullcontext())
-        return outputs.get("loss")
-
-    t.module.optimizer_step(t.state.epoch, batch_idx, t.lightning_optimizers[0], closure)
-    if outputs is None:
-        raise MisconfigurationException(
-            "optimizer_step did not run its closure; call optimizer.step(closure=optimizer_closure) in it, or at least "
-            "optimizer_closure()"
-        )
-    return outputs
-
-
-def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
-    """Run a training step that computes gradients and steps optimizers itself; returns its values, detached."""
-    with t.precision_plugin.context:
-        output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
-    if output is not None and not isinstance(output, Tensor | Mapping):
-        raise MisconfigurationException(
-            f"training_step returned {type(output).__name__}; return a tensor, a dict, or None"
-        )
-    values = {} if output is None else dict(output) if isinstance(output, Mapping) else {"loss": output}
-    if isinstance(values.get("loss"), Tensor):
-        values["loss"] = values["loss"].detach()
-    return values
-
-
 def sanity_check(t: Trainer) -> None:
     """Run a few validation batches before training, and leave no trace of them."""
     t.sanity_checking = True
@@ -391,21 +282,3 @@ def sanity_check(t: Trainer) -> None:
         t.call(Callback.on_sanity_check_end)
     t.sanity_checking = False
     t.metrics.clear()
-
-
-def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
-    if output is None:
-        return None, {}
-    loss = output
-    extra: dict[str, Any] = {}
-    if isinstance(output, Mapping):
-        loss = output.get("loss")
-        extra = {name: value for name, value in output.items() if name != "loss"}
-    if not isinstance(loss, Tensor):
-        raise MisconfigurationException(
-            f"training_step returned {type(output).__name__}; return the loss (a tensor), a dict with 'loss', or None"
-        )
-    if loss.numel() != 1 or not loss.requires_grad:
-        fault = f"of shape {tuple(loss.shape)}" if loss.numel() != 1 else "without gradient"
-        raise MisconfigurationException(f"training_step returned a loss {fault}; return one number with a gradient")
-    return loss, extra

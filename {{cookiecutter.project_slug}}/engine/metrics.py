@@ -7,11 +7,11 @@ the progress bar exist only after a flush, which fetches all values in one copy:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from torchmetrics import Metric
 from engine import distributed
 from engine.exceptions import MisconfigurationException
 from engine.hooks import find_batch_size
-
-Value = Tensor | float
+from engine.meters import LogOptions, Meter, Value, fetch, merge, over_processes, scalar
 
 
 class Scope(Enum):
@@ -30,74 +29,6 @@ class Scope(Enum):
     TRAIN_BATCH = "a training batch"
     EVAL_BATCH = "a validation or test batch"
     EPOCH = "the start or end of an epoch"
-
-
-class LogOptions(NamedTuple):
-    """How a name is logged; the same for every call with that name in one scope. None stands for the default."""
-
-    on_step: bool | None
-    on_epoch: bool | None
-    prog_bar: bool
-    logger: bool
-    reduce_fx: str | Callable[..., Any]
-    sync_dist: bool
-
-
-@dataclass(slots=True)
-class Meter:
-    """Running value of one logged name.
-
-    Attributes:
-        loader: What the evaluation loader is called, if there are several.
-        last: The newest value, 0-d and detached, if logged on steps.
-        total: Sum (weighted, for means), minimum or maximum since the epoch began, float64 where the device has it.
-        weight: Number of samples behind `total`.
-        metric: The torchmetrics object that was logged, which keeps the epoch's value itself.
-    """
-
-    name: str
-    loader: str | None
-    options: LogOptions
-    last: Value | None = None
-    total: Value | None = None
-    weight: float = 0.0
-    metric: Metric | None = None
-
-    def label(self, suffix: str = "") -> str:
-        """Full name; the suffix "_step" or "_epoch" counts only where both of these values are logged."""
-        forked = self.options.on_step and self.options.on_epoch
-        tail = "" if self.loader is None else f"/{self.loader}"
-        return f"{self.name}{suffix if forked else ''}{tail}"
-
-    def add(self, value: Value, weight: float) -> None:
-        """Take in one value, in a mean one that stands for `weight` samples (1 elsewhere)."""
-        if self.options.on_step:
-            self.last = value
-        if not self.options.on_epoch:
-            return
-        self.weight += weight
-        if self.total is None:
-            self.total = _wide(value) * weight
-        elif self.options.reduce_fx in ("min", "max"):
-            self.total = _extreme(self.options.reduce_fx, self.total, value)
-        elif isinstance(self.total, Tensor) and isinstance(value, Tensor):
-            self.total.add_(value, alpha=weight)
-        else:
-            self.total = self.total + value * weight
-
-    def epoch_value(self) -> Value | None:
-        """The value of the epoch so far; None where nothing was logged."""
-        if self.metric is not None:
-            return _scalar(self.name, self.metric.compute())
-        if self.total is None or self.options.reduce_fx != "mean":
-            return self.total
-        return self.total / self.weight
-
-    def reset(self) -> None:
-        """Start anew for the next epoch."""
-        self.last, self.total, self.weight = None, None, 0.0
-        if self.metric is not None:
-            self.metric.reset()
 
 
 @dataclass
@@ -167,7 +98,7 @@ class MetricStore:
         elif isinstance(value, Metric):
             meter.metric = value
             if options.on_step:
-                meter.last = _scalar(name, value._forward_cache)
+                meter.last = scalar(name, value._forward_cache)
         elif isinstance(value, Real):
             meter.add(float(value), self._weight(options, batch_size))
         else:
@@ -179,10 +110,10 @@ class MetricStore:
     def flush_step(self) -> dict[str, float]:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
         of_stage = [m for key, m in self.meters.items() if key[0] == self.stage and m.loader in (None, self.loader)]
-        results = _fetch([(m, m.last) for m in of_stage if m.last is not None])
+        results = fetch([(m, m.last) for m in of_stage if m.last is not None])
         if self.stage == "train":
             # Only in training do all processes run the same batches.
-            results = _over_processes(results, "_step")
+            results = over_processes(results, "_step")
         else:
             for meter, _ in results:
                 meter.last = None
@@ -204,7 +135,7 @@ class MetricStore:
         self._keep_step_values()
         of_stage = [m for key, m in self.meters.items() if key[0] == self.stage]
         found = [(m, v) for m in of_stage if m.options.on_epoch and (v := m.epoch_value()) is not None]
-        results = _over_processes(_fetch(found), "_epoch")
+        results = over_processes(fetch(found), "_epoch")
         results += self._over_sets(results)
         for meter, number in results:
             for alias in dict.fromkeys((meter.label("_epoch"), meter.label())):
@@ -271,7 +202,7 @@ class MetricStore:
     def nonfinite(self) -> list[str]:
         """Names of the newest values of training steps that are NaN or infinite."""
         newest = [(m, m.last) for (stage, *_), m in self.meters.items() if stage == "train" and m.last is not None]
-        return [meter.label("_step") for meter, number in _fetch(newest) if not math.isfinite(number)]
+        return [meter.label("_step") for meter, number in fetch(newest) if not math.isfinite(number)]
 
     def _keep_step_values(self) -> None:
         for (stage, *_), meter in self.meters.items():
@@ -307,7 +238,7 @@ class MetricStore:
         for name, members in sets.items():
             options = members[0][0].options
             values = [(number, samples[str(meter.loader)]) for meter, number in members]
-            merged.append((Meter(name, None, options), _merge(options.reduce_fx, values)))
+            merged.append((Meter(name, None, options), merge(options.reduce_fx, values)))
         return merged
 
     def _weight(self, options: LogOptions, batch_size: int | None) -> float:
@@ -343,67 +274,3 @@ def _check(name: str, scope: Scope, options: LogOptions) -> None:
         raise MisconfigurationException(f"self.log({name!r}, on_step=False, on_epoch=False); set one of them to True")
     if options.on_step and scope is Scope.EPOCH:
         raise MisconfigurationException(f"self.log({name!r}, on_step=True) at {scope.value}; only on_epoch works here")
-
-
-def _wide(value: Value) -> Value:
-    if not isinstance(value, Tensor):
-        return value
-    # MPS has no float64.
-    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
-
-
-def _extreme(reduce_fx: object, a: Value, b: Value) -> Value:
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return min(a, b) if reduce_fx == "min" else max(a, b)
-    left, right = torch.as_tensor(a), torch.as_tensor(b)
-    return torch.minimum(left, right) if reduce_fx == "min" else torch.maximum(left, right)
-
-
-def _scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise MisconfigurationException(
-            f"self.log({name!r}, metric): the metric gives {shape}, not one number; log its parts, or use on_epoch "
-            "only where it has no value for a single step"
-        )
-    return value.detach().reshape(())
-
-
-def _fetch(values: list[tuple[Meter, Value]]) -> list[tuple[Meter, float]]:
-    """Python floats of 0-d tensors (one device-to-host copy for all) and of numbers, in order."""
-    tensors = [value for _, value in values if isinstance(value, Tensor)]
-    fetched: list[float] = []
-    if tensors:
-        device = tensors[0].device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        fetched = torch.stack([tensor.to(device, dtype) for tensor in tensors]).tolist()
-    supply = iter(fetched)
-    return [(meter, next(supply) if isinstance(value, Tensor) else float(value)) for meter, value in values]
-
-
-def _over_processes(results: list[tuple[Meter, float]], suffix: str) -> list[tuple[Meter, float]]:
-    """Merge the values that ask for `sync_dist` over processes; in those of an epoch every sample counts once.
-
-    Names are matched, not positions: a process whose share had fewer batches may have logged less.
-    """
-    of_step = suffix == "_step"
-    # A torchmetrics object reduces its epoch's value itself.
-    wanted = [(m, number) for m, number in results if m.options.sync_dist and (of_step or m.metric is None)]
-    if not distributed.active() or (of_step and not wanted):
-        return results
-    mine = {meter.label(suffix): (number, 1.0 if of_step else meter.weight) for meter, number in wanted}
-    gathered = distributed.all_gather(mine)
-    merged = []
-    for meter, number in results:
-        label = meter.label(suffix)
-        column = [values[label] for values in gathered if label in values]
-        merged.append((meter, _merge(meter.options.reduce_fx, column) if label in mine else number))
-    return merged
-
-
-def _merge(reduce_fx: object, values: list[tuple[float, float]]) -> float:
-    """One number of several (number, weight)."""
-    numbers = [number for number, _ in values]
-    if reduce_fx == "mean":
-        return sum(number * weight for number, weight in values) / sum(weight for _, weight in values)
-    return min(numbers) if reduce_fx == "min" else max(numbers) if reduce_fx == "max" else sum(numbers)

@@ -16,7 +16,7 @@ from engine.exceptions import MisconfigurationException
 from engine.export import ExportMixin
 from engine.hooks import DataHooks, ModelHooks, convert
 from engine.hparams import HyperparametersMixin
-from engine.metrics import LogOptions
+from engine.meters import LogOptions
 
 if TYPE_CHECKING:
     from engine.callback import Callback

@@ -11,10 +11,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torchmetrics
+from torch import Tensor
 
 from engine.callback import Callback
 from engine.distributed import rank_zero_warn
 from engine.exceptions import MisconfigurationException
+from engine.hooks import convert
 from engine.older_names import ARGUMENTS, MODULES, NAMES, TRAINER, TYPES, VALUES
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class OlderHooks(Callback):
         if stage == "training" and "loss" in outputs and trainer.accumulate_grad_batches > 1:
             outputs = {**outputs, "loss": outputs["loss"] * trainer.accumulate_grad_batches}
         if outputs is not None and (outputs or stage != "training"):
-            self.outputs[stage][loader].append(outputs)
+            self.outputs[stage][loader].append(convert(outputs, Tensor.detach))
 
     def _end(self, stage: str, trainer: Trainer, pl_module: Module) -> None:
         kept, name = self.outputs.pop(stage), f"{stage}_epoch_end"

@@ -36,8 +36,9 @@ class LightningOptimizer:
     def __init__(self, optimizer: Optimizer, trainer: Trainer) -> None:
         self.optimizer, self._trainer = optimizer, trainer
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        # So that schedulers, and isinstance, take it for the optimizer that it stands for.
         return type(self.optimizer)
 
     def __getattr__(self, name: str) -> Any:

@@ -17,10 +17,11 @@ import torch
 from torchmetrics import Metric, MetricCollection
 
 from engine import distributed
+from engine.callback import Callback
 from engine.checkpoint import FORMAT, Checkpoint, DamagedCheckpoint, fitting, load_weights, plain
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_losses, writing_logs
-from engine.hooks import move_to_device
+from engine.hooks import is_overridden, move_to_device
 from engine.hparams import plain_hparams
 from engine.reading import own_sampler
 from engine.seed import capture_rng, restore_rng
@@ -82,8 +83,8 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
 
 def moment(t: Trainer) -> Checkpoint:
     """The part of a checkpoint that logging and evaluation change, as lists and dicts of their own; of this process."""
-    hooks: list[Any] = [bound for name, bounds in t.overrides.items() if "validation" in name for bound in bounds]
-    validating = [getattr(hook, "__self__", None) for hook in hooks]
+    hooks = [name for name in t.overrides if "validation" in name]
+    validating = [c for c in t.callbacks if any(is_overridden(c, name, Callback) for name in hooks)]
     names = {id(part): name for name, part in t.module.named_modules()}
     state = t.state
     batches_done = 0 if state.epoch_over else state.batches_done

@@ -5,85 +5,38 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from engine import checkpoint, distributed, faults, lifecycle, loops, resume
-from engine.arguments import check_arguments, check_barebones
-from engine.callback import Callback, Hook, P, Table, check_hook_names, override_table
-from engine.callbacks import Checkpoint, find_checkpoint, print_results, with_defaults
-from engine.checkpoint import CheckpointWriter
+from engine import checkpoint, distributed, faults, lifecycle, loops, optimization, resume
+from engine.arguments import TrainerArguments
+from engine.callback import Callback, Hook, P, Table, override_table
+from engine.callbacks import Checkpoint, find_checkpoint, print_results
+from engine.checkpoint import refuse_trust
 from engine.datamodule import DataModule
 from engine.evaluation import call_both, evaluate
 from engine.exceptions import MisconfigurationException
+from engine.hook_checks import check_hooks
 from engine.hooks import is_overridden
-from engine.loggers import as_loggers, log_hyperparams, make_folder
+from engine.loggers import log_hyperparams, make_folder
 from engine.metrics import MetricStore
 from engine.module import Module
+from engine.older import refuse_arguments
 from engine.optim import LightningOptimizer
-from engine.precision import Precision, PrecisionAlias, PrecisionName
 from engine.reading import UNKNOWN
-from engine.seed import global_seed, make_deterministic
-from engine.signals import StopRequest, seconds_of
-from engine.strategy import Strategy, check_devices, select_device
+from engine.seed import global_seed
+from engine.signals import StopRequest
+from engine.strategy import Strategy
 from engine.trainer_properties import TrainerProperties
 
 
 @final
-class Trainer(TrainerProperties):
-    """Runs a module: `fit`, `validate`, `test`, `predict`.
-
-    Args:
-        accelerator: Device: cuda, else mps, else cpu with auto.
-        strategy: How several processes work together: auto or ddp, or ddp_find_unused_parameters_true.
-        devices: Processes on this machine, or the GPUs to use; auto takes as many as the launcher started.
-        num_nodes: Machines that take part.
-        precision: Number format: 32-true; autocast with bf16-mixed or 16-mixed; all in 64-true, bf16-true or 16-true.
-        logger: A logger, several, true for a TensorBoardLogger, or false for none. Default: true.
-        callbacks: Callbacks, called in this order; checkpoint callbacks always come last.
-        fast_dev_run: Try everything with so many batches (true: 1), without checkpoints and logs.
-        max_epochs: Stop after so many epochs; -1 for no limit, default 1000 unless max_steps or max_time is given.
-        min_epochs: Train at least so many epochs, even when asked to stop.
-        max_steps: Stop after so many optimizer steps; -1 for no limit.
-        min_steps: Take at least so many optimizer steps, even when asked to stop.
-        max_time: Stop, and save what is needed to go on, after days:hours:minutes:seconds of fit.
-        limit_train_batches: Batches of an epoch: a number, or a share from 0.0 to 1.0.
-        limit_val_batches: The same for each validation set; 0 turns validation off.
-        limit_test_batches: The same for each test set.
-        limit_predict_batches: The same for each set to predict.
-        overfit_batches: Train and validate on so many batches, a number or a share, always the same (0: all).
-        val_check_interval: Validate so often in an epoch: a share of it, batches, or days:hours:minutes:seconds.
-        check_val_every_n_epoch: Validate in every so many epochs; null counts val_check_interval across epochs.
-        num_sanity_val_steps: Validation batches to try before training; -1 for all. Default: 2.
-        log_every_n_steps: Log the values of every so many optimizer steps; 0 for none. Default: 50.
-        enable_checkpointing: Save checkpoints. Default: true.
-        enable_progress_bar: Show progress. Default: true.
-        enable_model_summary: Show the model's layers before training. Default: true.
-        accumulate_grad_batches: Add up the gradients of so many batches before each optimizer step.
-        gradient_clip_val: Limit of the gradients; none leaves them alone.
-        gradient_clip_algorithm: Clip the norm of all gradients, or the value of each. Default: norm.
-        deterministic: Use deterministic kernels only, which may be slower; warn where there is none with warn.
-        benchmark: Let cuDNN try kernels for the fastest; good where sizes stay the same.
-        inference_mode: Evaluate in torch.inference_mode rather than torch.no_grad (never within fit).
-        use_distributed_sampler: Share the samples of torch's default samplers among processes.
-        profiler: Where the time goes: simple for a table, pytorch for a trace of torch.profiler, or a Profiler.
-        detect_anomaly: Find the operation whose gradient is NaN; slow.
-        barebones: Turn off everything that costs time beside the loop: logs, checkpoints, bar, sanity check.
-        sync_batchnorm: Let batch norms of several processes, on GPUs, see the whole batch.
-        reload_dataloaders_every_n_epochs: Ask for new loaders every so many epochs (0: never).
-        default_root_dir: Folder for logs and checkpoints where no logger names one; default: here.
-        enable_autolog_hparams: Hand the arguments of model and data to the loggers.
-        detect_nonfinite: What to do about a loss that is NaN or infinite.
-        async_save: Write checkpoints in the background while training goes on.
-
-    Raises:
-        MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
-    """
+class Trainer(TrainerArguments, TrainerProperties):
+    """Runs a module: `fit`, `validate`, `test`, `predict`."""
 
     # What a run consists of; set by fit, validate, test and predict.
     datamodule: DataModule | None
@@ -107,99 +60,6 @@ class Trainer(TrainerProperties):
     last_validation: float
     _loaded_in_epoch: int
 
-    def __init__(
-        self,
-        *,
-        accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
-        strategy: str = "auto",
-        devices: int | str | list[int] = "auto",
-        num_nodes: int = 1,
-        precision: PrecisionName | PrecisionAlias | Literal[16, 32, 64] | None = "32-true",
-        logger: Any | Sequence[Any] | bool | None = None,
-        callbacks: Callback | Sequence[Callback] | None = None,
-        fast_dev_run: int | bool = False,
-        max_epochs: int | None = None,
-        min_epochs: int | None = None,
-        max_steps: int = -1,
-        min_steps: int | None = None,
-        max_time: str | timedelta | dict[str, int] | None = None,
-        limit_train_batches: int | float | None = 1.0,
-        limit_val_batches: int | float | None = 1.0,
-        limit_test_batches: int | float | None = 1.0,
-        limit_predict_batches: int | float | None = 1.0,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | str | timedelta | dict[str, int] | None = 1.0,
-        check_val_every_n_epoch: int | None = 1,
-        num_sanity_val_steps: int | None = None,
-        log_every_n_steps: int | None = None,
-        enable_checkpointing: bool | None = None,
-        enable_progress_bar: bool | None = None,
-        enable_model_summary: bool | None = None,
-        accumulate_grad_batches: int = 1,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
-        deterministic: bool | Literal["warn"] | None = None,
-        benchmark: bool | None = None,
-        inference_mode: bool = True,
-        use_distributed_sampler: bool = True,
-        profiler: str | Any | None = None,
-        detect_anomaly: bool = False,
-        barebones: bool = False,
-        sync_batchnorm: bool = False,
-        reload_dataloaders_every_n_epochs: int = 0,
-        default_root_dir: str | os.PathLike[str] | None = None,
-        enable_autolog_hparams: bool = True,
-        detect_nonfinite: Literal["raise", "warn", "off"] = "raise",
-        async_save: bool = False,
-        **older: Any,
-    ) -> None:
-        if older:
-            raise MisconfigurationException(str(older))
-        if barebones:
-            what = {"logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler}
-            what |= {"enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary}
-            what |= {"num_sanity_val_steps": num_sanity_val_steps, "log_every_n_steps": log_every_n_steps}
-            check_barebones(**what, fast_dev_run=fast_dev_run, detect_anomaly=detect_anomaly)
-        self.barebones, self.detect_anomaly, self.num_nodes = barebones, detect_anomaly, num_nodes
-        self.fast_dev_run = int(fast_dev_run) if isinstance(fast_dev_run, bool) else fast_dev_run
-        unlimited = 1000 if max_steps == -1 and max_time is None else -1
-        self.max_epochs = unlimited if max_epochs is None else max_epochs
-        self.min_epochs = min_epochs or int(min_epochs is None and bool(min_steps))
-        self.max_steps, self.min_steps = max_steps, min_steps or 0
-        self.limit_train_batches, self.limit_val_batches = _or(limit_train_batches, 1.0), _or(limit_val_batches, 1.0)
-        self.limit_test_batches = _or(limit_test_batches, 1.0)
-        self.limit_predict_batches = _or(limit_predict_batches, 1.0)
-        self.overfit_batches = overfit_batches
-        self.val_check_interval, self.check_val_every_n_epoch = _or(val_check_interval, 1.0), check_val_every_n_epoch
-        by_time = isinstance(val_check_interval, str | timedelta | dict)
-        self.val_check_time = seconds_of(val_check_interval, "val_check_interval") if by_time else None
-        self.num_sanity_val_steps = _or(num_sanity_val_steps, 0 if barebones else 2)
-        self.log_every_n_steps = _or(log_every_n_steps, 0 if barebones else 50)
-        self.accumulate_grad_batches = accumulate_grad_batches
-        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
-        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
-        self.max_seconds, self.detect_nonfinite = seconds_of(max_time), detect_nonfinite
-        check_arguments(self)
-        logger = _or(logger, not barebones)
-        self._shorten()
-        check_devices(devices, num_nodes, strategy)
-        self.strategy_name, self.device = strategy, select_device(accelerator, devices)
-        self.precision_plugin = Precision(precision, self.device)
-        self.precision = self.precision_plugin.name
-        make_deterministic(deterministic, benchmark)
-        self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
-        self.sync_batchnorm, self.profiler = sync_batchnorm, profiler
-        self.default_root_dir = str(default_root_dir or ".")
-        self.log_dir: str | None = self.default_root_dir
-        self.loggers = as_loggers(logger if not self.fast_dev_run else False, self.default_root_dir)
-        self.enable_autolog_hparams = enable_autolog_hparams
-        self.writer = CheckpointWriter(async_save)
-        self._reset()
-        enabled = (
-            _or(flag, not barebones) for flag in (enable_checkpointing, enable_progress_bar, enable_model_summary)
-        )
-        self.dispatch(with_defaults(callbacks, *enabled))
-
     def fit(
         self,
         model: Module,
@@ -220,11 +80,14 @@ class Trainer(TrainerProperties):
             ckpt_path: Continue from a file, from the "last" or "best" of this trainer's ModelCheckpoint, or "auto":
                 from the newest file in its folder that is not damaged, if there is one.
             weights_only: Lightning's argument. Files are always read without trusting them, so that False is refused.
+            **older: Arguments of older versions of Lightning, which are refused with what to write instead.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the step was finished, and a checkpoint saved.
             SystemExit: SIGTERM or SIGUSR1, likewise; code 143.
         """
+        refuse_arguments(Trainer.fit, older)
+        refuse_trust(weights_only)
         if val_dataloaders is not None and not is_overridden(model, "validation_step", Module):
             raise MisconfigurationException("val_dataloaders were given, but the model has no validation_step")
         given = {"train": train_dataloaders, "val": val_dataloaders}
@@ -256,6 +119,8 @@ class Trainer(TrainerProperties):
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
+        **older: Any,
     ) -> list[dict[str, float]]:
         """Evaluate on the validation loaders.
 
@@ -265,10 +130,14 @@ class Trainer(TrainerProperties):
             ckpt_path: Weights to load: a file, "best" or "last"; default: those the model has.
             verbose: Print the results.
             datamodule: Where the hooks are looked for, before the model.
+            weights_only: As in `fit`.
+            **older: As in `fit`.
 
         Returns:
             For each loader, the logged values of the epoch by name, and those of all loaders together.
         """
+        refuse_arguments(Trainer.validate, older)
+        refuse_trust(weights_only)
         return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule)
 
     def test(
@@ -278,8 +147,12 @@ class Trainer(TrainerProperties):
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
+        **older: Any,
     ) -> list[dict[str, float]]:
         """Evaluate on the test loaders; arguments and result as in `validate`."""
+        refuse_arguments(Trainer.test, older)
+        refuse_trust(weights_only)
         return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule)
 
     def predict(
@@ -289,13 +162,26 @@ class Trainer(TrainerProperties):
         datamodule: DataModule | None = None,
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+        **older: Any,
     ) -> list[Any] | None:
         """Run `predict_step` over the predict loaders.
+
+        Args:
+            model: What to run; default: the last one, with the weights of its best checkpoint.
+            dataloaders: One loader, several or named ones, or a data module; default: the `predict_dataloader` hook.
+            datamodule: Where the hooks are looked for, before the model.
+            return_predictions: Keep what the steps return, and return it.
+            ckpt_path: Weights to load.
+            weights_only: As in `fit`.
+            **older: As in `fit`.
 
         Returns:
             What each batch gave, on the CPU (one list per loader where there are several); None if
             `return_predictions` is False, or there is nothing to predict.
         """
+        refuse_arguments(Trainer.predict, older)
+        refuse_trust(weights_only)
         model, ckpt_path = self._or_last(model, ckpt_path)
         with lifecycle.run(self, "predict", model, datamodule, {"predict": dataloaders}):
             resume.restore_weights(self, find_checkpoint(self, ckpt_path))
@@ -304,14 +190,14 @@ class Trainer(TrainerProperties):
             evaluate(self, "predict", predictions)
         return predictions[0] if predictions and len(predictions) == 1 else predictions or None
 
-    def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
+    def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool | None = None) -> None:
         """Write a checkpoint (schema: `engine.checkpoint`), complete when this returns; every process must call it."""
         path = Path(filepath)
         if distributed.is_rank_zero():
             make_folder(path.parent)
         # What is being written changes what callbacks know of their files.
         self.writer.wait()
-        captured = resume.capture(self, weights_only)
+        captured = resume.capture(self, bool(weights_only))
         faults.check_weights(self, captured)
         if distributed.is_rank_zero():
             checkpoint.save(captured, path)
@@ -324,7 +210,7 @@ class Trainer(TrainerProperties):
 
     def call_monitoring(self, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call `hook` on the callbacks that monitor, at the end of batches and epochs: after what was logged there."""
-        for bound in self._late[hook.__name__]:
+        for bound in self.late[hook.__name__]:
             bound(self, self.module, *args, **kwargs)
 
     def log_metrics(self, values: dict[str, float], step: int, with_epoch: bool = True) -> None:
@@ -339,11 +225,11 @@ class Trainer(TrainerProperties):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate a loss: what `Module.manual_backward` does."""
-        loops.backward(self, loss, *args, **kwargs)
+        optimization.backward(self, loss, *args, **kwargs)
 
     def step_optimizer(self, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
         """Update weights: what the `step` of `Module.optimizers` does."""
-        return loops.step_optimizer(self, optimizer, closure, **kwargs)
+        return optimization.step_optimizer(self, optimizer, closure, **kwargs)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print, in one process only."""
@@ -399,7 +285,7 @@ class Trainer(TrainerProperties):
     def dispatch(self, callbacks: list[Callback]) -> None:
         """Keep the callbacks, and look up once which of them override which hook."""
         for callback in callbacks:
-            check_hook_names(callback, Callback)
+            check_hooks(callback)
         keys = [c.state_key for c in callbacks if is_overridden(c, "state_dict", Callback)]
         if len(set(keys)) < len(keys):
             raise MisconfigurationException(f"callbacks would overwrite each other's state: {keys}; override state_key")
@@ -407,7 +293,7 @@ class Trainer(TrainerProperties):
         self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
         self.overrides: Table = override_table(self.callbacks)
         # Callbacks that monitor see the end of a batch or an epoch later than the others.
-        self._late: Table = override_table([callback for callback in self.callbacks if callback.monitoring])
+        self.late: Table = override_table([callback for callback in self.callbacks if callback.monitoring])
         others = override_table([callback for callback in self.callbacks if not callback.monitoring])
         self.overrides |= {name: others[name] for name in ("on_train_batch_end", "on_train_epoch_end")}
 
@@ -429,17 +315,7 @@ class Trainer(TrainerProperties):
             with faults.writing_logs(self):
                 log_hyperparams(self)
 
-    def _shorten(self) -> None:
-        """Do less where a trial is asked for: fast_dev_run, overfit_batches."""
-        if self.fast_dev_run:
-            self.limit_train_batches = self.limit_val_batches = self.fast_dev_run
-            self.limit_test_batches = self.limit_predict_batches = self.fast_dev_run
-            self.max_steps, self.max_epochs, self.num_sanity_val_steps = self.fast_dev_run, 1, 0
-            self.val_check_interval, self.check_val_every_n_epoch, self.val_check_time = 1.0, 1, None
-        if self.overfit_batches:
-            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
-
-    def _reset(self) -> None:
+    def _begin(self) -> None:
         self.state = loops.TrainState(seed=global_seed())
         self.metrics = MetricStore()
         # Values as last handed to the loggers, and as last shown.
@@ -451,7 +327,4 @@ class Trainer(TrainerProperties):
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
         self.ckpt_path: str | os.PathLike[str] | None = None
         self._loaded_in_epoch = 0
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+        self.dispatch(self.callbacks)

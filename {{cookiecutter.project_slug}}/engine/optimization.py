@@ -1,0 +1,147 @@
+"""One batch of training: gradients, and the optimizer's step, automatic, by a closure or by the module itself.
+
+`t` is the trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from engine import distributed
+from engine.callback import Callback
+from engine.evaluation import call_both
+from engine.exceptions import MisconfigurationException
+from engine.optim import step_schedulers
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+
+def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractContextManager[None]) -> dict[str, Any]:
+    """Add the gradients of one batch.
+
+    Gradients of the previous window are cleared between forward and backward, as in Lightning.
+
+    Returns:
+        What `on_train_batch_end` gets: the detached loss, divided by the accumulation, and the step's other values.
+    """
+    with no_sync:
+        with t.precision_plugin.context:
+            output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
+        loss, extra = _split_output(output)
+        if batch_idx % t.accumulate_grad_batches == 0:
+            optimizer = t.optimizers[0]
+            call_both(t, Callback.on_before_zero_grad, optimizer)
+            t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
+        if loss is None and distributed.active():
+            raise MisconfigurationException(
+                "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
+            )
+        if loss is None:
+            return extra
+        if t.accumulate_grad_batches > 1:
+            loss = loss / t.accumulate_grad_batches
+        backward(t, loss)
+    return {"loss": loss.detach(), **extra}
+
+
+def backward(t: Trainer, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Differentiate a loss, scaled under fp16, with the hooks around it."""
+    scaled = t.precision_plugin.scale(loss)
+    call_both(t, Callback.on_before_backward, scaled)
+    t.steps["backward"](scaled, *args, **kwargs)
+    call_both(t, Callback.on_after_backward)
+
+
+def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
+    """Make gradients ready for the optimizer: their true size, and clipped."""
+    module = t.module
+    if not module.automatic_optimization:
+        distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
+    t.precision_plugin.unscale(optimizer)
+    window = t.state.batches_done % t.accumulate_grad_batches + 1
+    if window < t.accumulate_grad_batches:
+        # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
+        gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
+    call_both(t, Callback.on_before_optimizer_step, optimizer)
+    if module.automatic_optimization:
+        module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
+
+
+def step_optimizer(t: Trainer, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
+    """What `LightningOptimizer.step` does: compute gradients by the closure, make them ready, update the weights."""
+
+    def prepared() -> Any:
+        loss = None if closure is None else closure()
+        prepare_gradients(t, optimizer)
+        return loss
+
+    result = t.steps["optimizer_step"](optimizer, prepared, **kwargs)
+    t.state.global_step += not t.module.automatic_optimization
+    return result
+
+
+def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
+    """Let the module's `optimizer_step`, or an optimizer such as LBFGS, run a batch as often as it likes."""
+    outputs: dict[str, Any] | None = None
+
+    def closure() -> Tensor | None:
+        nonlocal outputs
+        with torch.enable_grad():
+            outputs = forward_backward(t, batch, batch_idx, nullcontext())
+        return outputs.get("loss")
+
+    t.module.optimizer_step(t.state.epoch, batch_idx, t.lightning_optimizers[0], closure)
+    if outputs is None:
+        raise MisconfigurationException(
+            "optimizer_step did not run its closure; call optimizer.step(closure=optimizer_closure) in it, or at least "
+            "optimizer_closure()"
+        )
+    return outputs
+
+
+def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
+    """Run a training step that computes gradients and steps optimizers itself; returns its values, detached."""
+    with t.precision_plugin.context:
+        output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
+    if output is not None and not isinstance(output, Tensor | Mapping):
+        raise MisconfigurationException(
+            f"training_step returned {type(output).__name__}; return a tensor, a dict, or None"
+        )
+    values = {} if output is None else dict(output) if isinstance(output, Mapping) else {"loss": output}
+    if isinstance(values.get("loss"), Tensor):
+        values["loss"] = values["loss"].detach()
+    return values
+
+
+def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False) -> None:
+    """Step the schedulers of a unit: those that follow the clock, or those that follow a value."""
+    if t.lr_scheduler_configs and t.module.automatic_optimization:
+        store = t.metrics if plateau else None
+        step_schedulers(t.module.lr_scheduler_step, t.lr_scheduler_configs, unit, count, store)
+
+
+def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
+    if output is None:
+        return None, {}
+    loss = output
+    extra: dict[str, Any] = {}
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+        extra = {name: value for name, value in output.items() if name != "loss"}
+    if not isinstance(loss, Tensor):
+        raise MisconfigurationException(
+            f"training_step returned {type(output).__name__}; return the loss (a tensor), a dict with 'loss', or None"
+        )
+    if loss.numel() != 1 or not loss.requires_grad:
+        fault = f"of shape {tuple(loss.shape)}" if loss.numel() != 1 else "without gradient"
+        raise MisconfigurationException(f"training_step returned a loss {fault}; return one number with a gradient")
+    return loss, extra
