@@ -133,7 +133,8 @@ class TrainerArguments:
             MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
         """
         refuse_arguments(type(self), older)
-        refuse_values(accelerator=accelerator, strategy=strategy, devices=devices, logger=logger, max_time=max_time)
+        refuse_values(accelerator=accelerator, strategy=strategy, profiler=profiler, max_steps=max_steps)
+        refuse_values(accumulate_grad_batches=accumulate_grad_batches)
         if barebones:
             what = {"logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler}
             what |= {"enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary}

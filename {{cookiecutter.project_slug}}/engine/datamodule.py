@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from engine.hooks import DataHooks
 from engine.hparams import HyperparametersMixin
+from engine.older import refuse_arguments
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -20,6 +21,9 @@ class DataModule(HyperparametersMixin, DataHooks):
     """Where the data comes from: override the loaders, `prepare_data` and `setup`."""
 
     trainer: Trainer | None = None
+
+    def __init__(self, **older: Any) -> None:
+        refuse_arguments(DataModule, older)
 
     def setup(self, stage: str) -> None:
         """Build the datasets for "fit", "validate", "test" or "predict", in every process."""

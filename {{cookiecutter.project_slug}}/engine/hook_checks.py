@@ -54,8 +54,11 @@ def check_hooks(thing: Module | DataModule | Callback) -> None:
         raise MisconfigurationException(f"{type(thing).__name__}.truncated_bptt_steps: {HOOKS['tbptt_split_batch']}")
     for name in ("training_step", *OLDER_HOOKS) if isinstance(thing, Module) else ():
         for value in _returned(getattr(thing, name, None)):
-            keys = value.keys if isinstance(value, ast.Dict) else []
-            refuse_returned(name, {key.value: {} for key in keys if isinstance(key, ast.Constant)} or None)
+            items = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
+            dicts = {
+                key.value: {} if isinstance(v, ast.Dict) else v for key, v in items if isinstance(key, ast.Constant)
+            }
+            refuse_returned(name, dicts or None)
     if isinstance(thing, Callback) and is_overridden(thing, "on_save_checkpoint", base):
         if not all(isinstance(value, ast.Call) for value in _returned(thing.on_save_checkpoint)):
             raise MisconfigurationException(

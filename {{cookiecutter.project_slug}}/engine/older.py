@@ -40,7 +40,7 @@ class OlderHooks(Callback):
         # For each stage a list for each loader; only for hooks that are written, since outputs take memory.
         self.outputs: dict[str, list[list[Any]]] = {}
         for stage, name in STAGES.items():
-            if hasattr(module, f"{stage}_epoch_end"):
+            if _has(module, f"{stage}_epoch_end"):
                 setattr(self, f"on_{name}_epoch_start", partial(self._begin, stage))
                 setattr(self, f"on_{name}_batch_end", partial(self._keep, stage))
                 setattr(self, f"on_{name}_epoch_end", partial(self._end, stage))
@@ -69,14 +69,18 @@ class OlderHooks(Callback):
 def with_older_hooks(module: Module, callbacks: list[Callback]) -> list[Callback]:
     """The callbacks and, before them, what calls the older hooks of a module that has some."""
     others = [callback for callback in callbacks if not isinstance(callback, OlderHooks)]
-    return [OlderHooks(module)] * any(hasattr(module, f"{stage}_epoch_end") for stage in STAGES) + others
+    return [OlderHooks(module)] * any(_has(module, f"{stage}_epoch_end") for stage in STAGES) + others
 
 
 def steps_of(module: Module) -> dict[str, Callable[..., Any]]:
     """The steps of a module by stage, each with its `*_step_end`, if it has one: that may change what is returned."""
     steps: dict[str, Callable[..., Any]] = {stage: getattr(module, f"{stage}_step") for stage in (*STAGES, "predict")}
-    ends = {stage: getattr(module, f"{stage}_step_end") for stage in STAGES if hasattr(module, f"{stage}_step_end")}
+    ends = {stage: getattr(module, f"{stage}_step_end") for stage in STAGES if _has(module, f"{stage}_step_end")}
     return steps | {stage: _with_end(steps[stage], end) for stage, end in ends.items()}
+
+
+def _has(module: Module, hook: str) -> bool:
+    return callable(getattr(module, hook, None))
 
 
 def _with_end(step: Callable[..., Any], end: Callable[[Any], Any]) -> Callable[..., Any]:

@@ -38,7 +38,8 @@ ARGUMENTS = {
             "early_stop_callback": 'write callbacks=[EarlyStopping("val_loss")]',
             "weights_summary print_weights_summary": "write enable_model_summary=False for none, or "
             "callbacks=[ModelSummary(max_depth=1)], where -1 stands for all layers",
-            "progress_bar_refresh_rate": "leave it out, or write enable_progress_bar=False for none",
+            "progress_bar_refresh_rate": "write enable_progress_bar=False for none, or "
+            "callbacks=[TQDMProgressBar(refresh_rate={value})]",
             "log_gpu_memory": f"leave it out; {_MEMORY}",
             "flush_logs_every_n_steps log_save_interval": "leave it out; log_every_n_steps says when to write logs",
             "track_grad_norm": f'leave it out; in on_before_optimizer_step call self.log("grad_norm", {_NORM})',
@@ -148,6 +149,7 @@ NAMES = _table(
         "data_loader": "write the loader's hook without a decorator",
         "auto_move_data": "write trainer.predict(model, dataloaders)",
         "GPUStatsMonitor XLAStatsMonitor GpuUsageLogger DeviceStatsMonitor": _MEMORY,
+        "BaseFinetuning BackboneFinetuning": "freeze and unfreeze parameters in on_train_epoch_start",
         "WandbLogger MLFlowLogger CometLogger NeptuneLogger": "Lightning's own works: write Trainer(logger=...)",
         "LightningCLI": "main.py has its arguments from signatures, too",
         "Tuner": "write Trainer(callbacks=[LearningRateFinder()])",
@@ -155,12 +157,11 @@ NAMES = _table(
         "grad_norm": f"write {_NORM}",
         "DDPStrategy DDPPlugin DDPSpawnPlugin DDPSpawnStrategy": 'write Trainer(strategy="ddp")',
     },
-    "LearningRateMonitor=LearningRateLogger RichProgressBar=TQDMProgressBar,ProgressBarBase "
-    "ModelSummary=RichModelSummary TensorBoardLogger=TestTubeLogger",
+    "LearningRateMonitor=LearningRateLogger TensorBoardLogger=TestTubeLogger RichProgressBar=ProgressBarBase",
 )
 # Where Lightning has names that are elsewhere here.
 MODULES = (
-    "accelerators callbacks.base callbacks.callback callbacks.lr_logger callbacks.lr_monitor callbacks.progress cli "
+    "accelerators callbacks.base callbacks.callback callbacks.lr_logger callbacks.lr_monitor cli "
     "core core.datamodule core.decorators core.hooks core.lightning core.module core.saving core.step_result lite "
     "loggers.base loggers.mlflow loggers.wandb logging metrics.classification metrics.functional metrics.regression "
     "plugins profiler strategies trainer.states trainer.trainer tuner utilities.cli utilities.cloud_io "

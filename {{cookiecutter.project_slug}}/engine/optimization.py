@@ -17,6 +17,7 @@ from engine import distributed
 from engine.callback import Callback
 from engine.evaluation import call_both
 from engine.exceptions import MisconfigurationException
+from engine.older import refuse_returned
 from engine.optim import step_schedulers
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
     loss = output
     extra: dict[str, Any] = {}
     if isinstance(output, Mapping):
+        refuse_returned("training_step", output)
         loss = output.get("loss")
         extra = {name: value for name, value in output.items() if name != "loss"}
     if not isinstance(loss, Tensor):

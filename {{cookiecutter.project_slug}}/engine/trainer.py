@@ -20,7 +20,7 @@ from engine.checkpoint import refuse_trust
 from engine.datamodule import DataModule
 from engine.evaluation import call_both, evaluate
 from engine.exceptions import MisconfigurationException
-from engine.hook_checks import check_hooks
+from engine.hook_checks import check_dataloader_idx, check_hooks
 from engine.hooks import is_overridden
 from engine.loggers import log_hyperparams, make_folder
 from engine.metrics import MetricStore
@@ -108,6 +108,8 @@ class Trainer(TrainerArguments, TrainerProperties):
             if found is not None:
                 resume.restore_running(self, *found)
             if self.num_training_batches and loops.stop_reason(self) is None:
+                if self.enable_validation:
+                    check_dataloader_idx(self, "validation")
                 loops.fit_epochs(self)
             self.writer.wait()
             call_both(self, Callback.on_fit_end)
