@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import multiprocessing
 import os
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import engine
+import numpy as np
 import pytest
+import pytorch_lightning
 import torch
 from engine.callbacks import LearningRateMonitor
 from engine.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch import nn
 from torch.optim.lr_scheduler import StepLR
-from toy import Memory, Net, fit, loader, trainer
+from toy import Memory, Net, fit, loader, trainer, weights
 
 
 def read(path: str | Path) -> list[dict[str, str]]:
@@ -99,19 +104,175 @@ def test_tensorboard_reads_back_what_was_logged() -> None:
     logger, memory = TensorBoardLogger(".", "n", "v"), Memory()
     fit(Net(lr=0.3), None, loader(), logger=[logger, memory], log_every_n_steps=2, max_epochs=2)
     logged = scalars("n/v")
-    assert set(logged) == {"train_loss", "val_loss", "epoch"}
+    assert set(logged) == {"train_loss", "val_loss", "epoch", "hp_metric"}
     for name in ("train_loss", "val_loss"):
         expected = memory.of(name)
         assert [step for step, _ in logged[name]] == [step for step, _ in expected]
         assert [value for _, value in logged[name]] == pytest.approx([value for _, value in expected])
 
 
-def test_tensorboard_shows_hyper_parameters() -> None:
-    fit(Net(lr=0.3), logger=TensorBoardLogger(".", "n", "v"))
-    events = EventAccumulator("n/v")
+class Nested:
+    def __repr__(self) -> str:
+        return "nested"
+
+
+HPARAMS = {"lr": 0.3, "on": True, "name": "x", "sizes": [1, 2], "conf": {"a": 1, "b": {"c": 2.5}}, "odd": Nested()}
+HPARAMS |= {"array": np.float32(0.5), "pair": (1, 2), "none": None, "space": argparse.Namespace(d=4)}
+
+
+def hparams_page(folder: str) -> Any:
+    """What TensorBoard's HPARAMS page gets: values of hyper-parameters, and names of metrics."""
+    events = EventAccumulator(folder)
     events.Reload()
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"lr" in content
+    started = HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    ).session_start_info
+    values = {
+        name: value.string_value or value.bool_value or value.number_value for name, value in started.hparams.items()
+    }
+    experiment = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/experiment").plugin_data.content)
+    return values, [info.name.tag for info in experiment.experiment.metric_infos]
+
+
+@pytest.mark.parametrize(
+    "arguments", [(HPARAMS,), (HPARAMS, {"acc": 0.5, "loss": 2}, 3), (HPARAMS, 0.5), (argparse.Namespace(**HPARAMS),)]
+)
+def test_tensorboard_shows_hyper_parameters_as_lightning_does(arguments: Any) -> None:
+    for loggers, name in ((engine.loggers, "own"), (pytorch_lightning.loggers, "theirs")):
+        logger = loggers.TensorBoardLogger(".", name, "v")
+        logger.log_hyperparams(*arguments)
+        logger.finalize("success")
+    assert hparams_page("own/v") == hparams_page("theirs/v")
+    assert scalars("own/v") == scalars("theirs/v") != {}
+    assert hparams_page("own/v")[0]["conf/b/c"] == 2.5
+
+
+def test_hyper_parameters_lie_in_a_yaml_file_that_lightning_reads() -> None:
+    for kind in (TensorBoardLogger, CSVLogger):
+        logger = kind(".", kind.__name__, "v")
+        logger.log_hyperparams(HPARAMS)
+        logger.log_hyperparams({"lr": 0.5, "more": "ä"})
+        logger.finalize("success")
+        file = Path(kind.__name__, "v", "hparams.yaml")
+        expected = {k: v for k, v in HPARAMS.items() if k not in ("odd", "space", "array")} | {"lr": 0.5, "more": "ä"}
+        assert pytorch_lightning.core.saving.load_hparams_from_yaml(file) == expected
+        assert not list(file.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_a_placeholder_metric_comes_with_hyper_parameters_unless_told_otherwise(default: bool) -> None:
+    for loggers, name in ((engine.loggers, "own"), (pytorch_lightning.loggers, "theirs")):
+        logger = loggers.TensorBoardLogger(".", name, "v", default_hp_metric=default)
+        logger.log_hyperparams({"lr": 0.3})
+        logger.log_metrics({"x": 1.0}, 0)
+        logger.finalize("success")
+    assert scalars("own/v") == scalars("theirs/v")
+    assert ("hp_metric" in scalars("own/v")) == default
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {"name": "n", "version": 3},
+    {"name": "", "version": "v"},
+    {"name": None, "version": "v"},
+    {"version": "v", "prefix": "p"},
+]
+SUB_DIRS = [{"name": "n", "version": "v", "sub_dir": "s/t"}, {"version": 0, "sub_dir": Path("s"), "max_queue": 1}]
+
+
+@pytest.mark.parametrize("where", ["logs", "~/logs", "$PLACE/logs"])
+@pytest.mark.parametrize("options", [*ARGUMENTS, *SUB_DIRS])
+def test_tensorboard_takes_lightnings_arguments(
+    options: dict[str, Any], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for loggers in (engine.loggers, pytorch_lightning.loggers):
+        home = tmp_path / loggers.__name__
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("PLACE", str(home))
+        home.mkdir()
+        monkeypatch.chdir(home)
+        logger = loggers.TensorBoardLogger(where, **options)
+        logger.log_metrics({"x": torch.tensor(1.5), "many": {"a": 1.0, "b": 2.0}}, step=2)
+        logger.experiment.add_scalar("own", 3, 4)
+        logger.finalize("success")
+        folder = str(Path(logger.log_dir))
+        places = [logger.save_dir, logger.root_dir, folder.replace(str(home), ""), logger.name, logger.version]
+        found = {str(file.parent.relative_to(home)) for file in home.rglob("events*")}
+        seen.append((places, logger.group_separator, logger.sub_dir, scalars(folder), found))
+    assert seen[0] == seen[1] and seen[0][3]
+
+
+@pytest.mark.parametrize("options", ARGUMENTS)
+def test_csv_takes_lightnings_arguments(options: dict[str, Any], tmp_path: Path) -> None:
+    seen = []
+    for loggers, where in ((engine.loggers, "own"), (pytorch_lightning.loggers, "theirs")):
+        logger = loggers.CSVLogger(where, **options)
+        logger.log_metrics({"x": torch.tensor(1.5), "y": 0.1 + 0.2})
+        logger.log_metrics({"y": 2})
+        logger.log_metrics({"x": 3.0}, step=9)
+        logger.log_hyperparams({"lr": 0.5})
+        logger.finalize("success")
+        rows = [{name: value for name, value in row.items() if value} for row in read(f"{logger.log_dir}/metrics.csv")]
+        places = [logger.save_dir, logger.root_dir, logger.log_dir]
+        seen.append(
+            ([p.replace(where, "") for p in places], logger.name, logger.version, rows, os.listdir(logger.log_dir))
+        )
+    assert seen[0][:4] == seen[1][:4] and set(seen[0][4]) == set(seen[1][4]) == {"metrics.csv", "hparams.yaml"}
+
+
+def test_csv_rows_can_be_read_by_others_every_so_many_steps() -> None:
+    logger = CSVLogger(".", "n", "v", flush_logs_every_n_steps=3)
+    written = []
+    for step in range(6):
+        logger.experiment.log_metrics({"x": float(step)}, step)
+        written.append(len(read("n/v/metrics.csv")))
+    assert written == [0, 0, 3, 3, 3, 6]
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_other_processes_than_the_first_write_nothing(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    logger = kind("logs")
+    logger.log_metrics({"x": 1.0}, 0)
+    logger.log_hyperparams({"lr": 0.1})
+    logger.log_graph(Net())
+    logger.experiment.add_image("picture", torch.zeros(3, 2, 2))
+    logger.experiment[0].log_anything("at all")
+    logger.save()
+    assert logger.state_dict() == ({} if kind is TensorBoardLogger else {"rows": 0, "newest": {}})
+    logger.finalize("success")
+    assert logger.version == 0 and os.listdir() == []
+
+
+class Drawn(Net):
+    def __init__(self, example: Any) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+        self.example_input_array = example
+
+
+def graph_of(folder: str) -> Any:
+    events = EventAccumulator(folder)
+    events.Reload()
+    return events.Graph() if events.Tags()["graph"] else None
+
+
+@pytest.mark.parametrize("example", [torch.ones(2, 3), (torch.ones(2, 3),)])
+def test_the_graph_of_a_model_is_drawn_and_the_run_is_the_same(example: Any) -> None:
+    ends = []
+    for draws in (False, True):
+        engine.seed_everything(1)
+        model = Drawn(example)
+        fit(model, logger=TensorBoardLogger(".", f"n{draws}", "v", log_graph=draws))
+        ends.append(weights(model))
+    assert any("Linear[1]" in node.name for node in graph_of("nTrue/v").node) and graph_of("nFalse/v") is None
+    assert ends[0].equal(ends[1]) and model.net[0].num_batches_tracked == 4
+
+
+@pytest.mark.parametrize("example", [None, {"x": torch.ones(2, 3)}])
+def test_a_graph_without_a_tensor_to_draw_it_with_is_left_out(example: Any) -> None:
+    with pytest.warns(UserWarning, match="no graph is drawn, since example_input_array is a (NoneType|dict)"):
+        fit(Drawn(example), logger=TensorBoardLogger(".", "n", "v", log_graph=True))
 
 
 def test_tensorboard_after_a_resume_has_no_doubled_steps() -> None:
@@ -143,7 +304,8 @@ def test_two_loggers_share_a_folder() -> None:
     tensorboard = TensorBoardLogger("logs", "n")
     table = CSVLogger("logs", "n", tensorboard.version)
     fit(Net(), logger=[tensorboard, table], log_every_n_steps=1)
-    assert len(os.listdir("logs/n/version_0")) == 2
+    names = {name.split(".")[0] for name in os.listdir("logs/n/version_0")}
+    assert names == {"events", "metrics", "hparams"} and len(os.listdir("logs/n/version_0")) == 3
 
 
 def test_versions_count_up_and_gaps_stay() -> None:
@@ -175,7 +337,7 @@ def test_the_default_logger_is_tensorboard_in_the_root_folder() -> None:
     run.fit(Net(), loader(2))
     assert isinstance(run.logger, TensorBoardLogger)
     assert run.log_dir == str(Path("root/lightning_logs/version_0"))
-    assert len(os.listdir(run.log_dir)) == 1
+    assert sorted(name.split(".")[0] for name in os.listdir(run.log_dir)) == ["events", "hparams"]
 
 
 def test_a_folder_that_cannot_be_made_is_named() -> None:

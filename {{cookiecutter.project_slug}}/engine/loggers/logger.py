@@ -107,7 +107,11 @@ class DummyLogger(Logger):
     """Records nothing, so that code which uses a logger runs without one."""
 
     name = version = ""
-    experiment = DummyExperiment()
+
+    @property
+    def experiment(self) -> DummyExperiment:
+        """One that does nothing, either."""
+        return DummyExperiment()
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Do nothing."""
@@ -226,7 +230,11 @@ def checkpoint_folder_of(loggers: Sequence[Any], default: str) -> Path:
     """Folder for the checkpoints of a run: that of the first logger's version, else `default`."""
     if not loggers:
         return Path(default, "checkpoints")
-    first, version = loggers[0], loggers[0].version
+    first = loggers[0]
+    if first.version is None:
+        # Some have a version only once their run has begun.
+        getattr(first, "experiment", None)
+    version = first.version
     run = version if isinstance(version, str) else f"version_{version}"
     return Path(first.save_dir or default, first.name or "", run, "checkpoints")
 
