@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from engine.distributed import all_gather_tensor, is_rank_zero, local_rank, rank, rank_zero_warn
 from engine.exceptions import MisconfigurationException
@@ -298,5 +298,7 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
 
     def log_dict(self, dictionary: Mapping[str, Tensor | float | Metric], **options: Any) -> None:
         """Log every item of a mapping or of a torchmetrics `MetricCollection`; options as in `log`."""
-        for name, value in dictionary.items():
+        # Members of a collection share their states, which are not to be copied for every batch.
+        of_collection = isinstance(dictionary, MetricCollection)
+        for name, value in dictionary.items(**({"copy_state": False} if of_collection else {})):
             self.log(name, value, **options)
