@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from recording import equal
+from recording import differences
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Deviation:
                 found |= kept != lines
             lines[:] = kept
         for name in self.observed:
-            found |= not equal(ours.observed.pop(name, None), theirs.observed.pop(name, None))
+            found |= bool(differences(ours.observed.pop(name, None), theirs.observed.pop(name, None)))
         return found
 
 

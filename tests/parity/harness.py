@@ -16,7 +16,7 @@ import parts
 import pytorch_lightning as lightning
 import torch
 from deviations import EVERYWHERE, Deviation
-from recording import CALLBACK_HOOKS, CLOSURES, DATAMODULE_HOOKS, MODULE_HOOKS, equal, recorded, state
+from recording import CALLBACK_HOOKS, CLOSURES, DATAMODULE_HOOKS, MODULE_HOOKS, differences, recorded, state
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -125,9 +125,18 @@ def run_on(pl: ModuleType, program: Program, closures: bool, folder: Path) -> Si
     return side
 
 
-def same(program: Program, *deviations: Deviation, closures: bool = False) -> None:
-    """Fail unless both engines do the same, but for the named deviations, each of which must occur."""
+def same(program: Program, *deviations: Deviation, closures: bool = False, refused: bool = False) -> None:
+    """Fail unless both engines do the same, but for the named deviations, each of which must occur.
+
+    Args:
+        program: User code.
+        *deviations: Where the engines differ on purpose.
+        closures: Record the hooks, too, that replace the optimizer's step.
+        refused: Both engines must refuse the program with an error.
+    """
     ours, theirs = (run_on(pl, program, closures, Path.cwd() / pl.__name__) for pl in (engine, lightning))
+    for side in (ours, theirs):
+        assert not refused or side.observed["error"], f"{side.pl.__name__} does not refuse this"
     compare(ours, theirs, deviations)
 
 
@@ -141,8 +150,5 @@ def compare(ours: Side, theirs: Side, deviations: tuple[Deviation, ...] = ()) ->
     if ours.trace != theirs.trace:
         lines = difflib.unified_diff(theirs.trace, ours.trace, "Lightning", "ours", lineterm="", n=3)
         raise AssertionError("the hooks differ:\n" + "\n".join(list(lines)[:80]) + context)
-    different = ours.observed.keys() ^ theirs.observed.keys()
-    assert not different, f"observed by one engine only: {sorted(different)}{context}"
-    for name, value in theirs.observed.items():
-        if not equal(ours.observed[name], value):
-            raise AssertionError(f"{name} differs: ours {ours.observed[name]}, Lightning's {value}{context}")
+    if found := differences(ours.observed, theirs.observed):
+        raise AssertionError("what was observed differs:\n" + "\n".join(found[:40]) + context)

@@ -125,14 +125,21 @@ def state(trainer: Any, module: Any, name: str) -> str:
     return " ".join(flags)
 
 
-def equal(a: Any, b: Any) -> bool:
-    """Whether two nested structures hold the same: tensors to the last bit, numbers but for their last digits."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and bool(torch.equal(a, b))
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, float) and isinstance(b, float | int):
-        return (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-7)
-    return bool(a == b)
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Where two nested structures differ: tensors count to the last bit, numbers but for their last digits."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        names = dict.fromkeys([*theirs, *ours])
+        missing = object()
+        return [d for n in names for d in differences(ours.get(n, missing), theirs.get(n, missing), f"{path}/{n}")]
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [d for n, (a, b) in pairs for d in differences(a, b, f"{path}[{n}]")]
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        same = ours.dtype == theirs.dtype and bool(torch.equal(ours, theirs))
+    elif isinstance(ours, float) and isinstance(theirs, float | int):
+        close = math.isclose(ours, theirs, rel_tol=TOLERANCE, abs_tol=1e-7)
+        same = close or (math.isnan(ours) and math.isnan(theirs))
+    else:
+        same = bool(ours == theirs)
+    shown = ["nothing" if type(value) is object else repr(value) for value in (ours, theirs)]
+    return [] if same else [f"{path}: {shown[0]} here, {shown[1]} in Lightning"]

@@ -7,9 +7,8 @@ from typing import Any
 
 import parts
 import pytest
-from harness import Side
+from harness import Side, same
 
-Same = Callable[..., None]
 
 
 def evaluate(side: Side, stage: str, lengths: tuple[int, ...] = (3,), **options: Any) -> Any:
@@ -39,7 +38,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_arguments_of_the_trainer(same: Same, stage: str, name: str) -> None:
+def test_arguments_of_the_trainer(stage: str, name: str) -> None:
     options = dict(ARGUMENTS[name])
     if "limit" in options:
         options[f"limit_{ {'validate': 'val'}.get(stage, stage) }_batches"] = options.pop("limit")
@@ -48,7 +47,7 @@ def test_arguments_of_the_trainer(same: Same, stage: str, name: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("lengths", [(2,), (2, 1)])
-def test_data_module(same: Same, stage: str, lengths: tuple[int, ...]) -> None:
+def test_data_module(stage: str, lengths: tuple[int, ...]) -> None:
     def program(side: Side) -> None:
         trainer, datamodule = side.trainer(), side.datamodule(val=lengths)
         module = side.module(parts.several if len(lengths) > 1 else parts.net)
@@ -58,7 +57,7 @@ def test_data_module(same: Same, stage: str, lengths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_best_weights_without_naming_the_model(same: Same, stage: str) -> None:
+def test_the_best_weights_without_naming_the_model(stage: str) -> None:
     def program(side: Side) -> None:
         checkpoint = side.pl.callbacks.ModelCheckpoint(dirpath="files", monitor="train_loss_epoch")
         trainer = side.trainer(callbacks=[side.callback(), checkpoint], max_epochs=3, enable_checkpointing=True)
@@ -69,7 +68,7 @@ def test_the_best_weights_without_naming_the_model(same: Same, stage: str) -> No
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_after_fit_without_naming_the_model(same: Same, stage: str) -> None:
+def test_after_fit_without_naming_the_model(stage: str) -> None:
     def program(side: Side) -> None:
         trainer = side.trainer()
         trainer.fit(side.module(), datamodule=side.datamodule())
@@ -79,7 +78,7 @@ def test_after_fit_without_naming_the_model(same: Same, stage: str) -> None:
     same(program)
 
 
-def test_all_stages_after_each_other(same: Same) -> None:
+def test_all_stages_after_each_other() -> None:
     def program(side: Side) -> None:
         trainer, module, datamodule = side.trainer(max_epochs=1), side.module(), side.datamodule()
         for number, stage in enumerate(["validate", "fit", "validate", "test", "predict"]):
@@ -89,7 +88,7 @@ def test_all_stages_after_each_other(same: Same) -> None:
     same(program)
 
 
-def test_predictions_that_are_not_kept(same: Same) -> None:
+def test_predictions_that_are_not_kept() -> None:
     def program(side: Side) -> None:
         side.observe("predict", side.trainer().predict(side.module(), parts.loader(2), return_predictions=False))
 
@@ -108,7 +107,7 @@ def default_predict_step(pl: Any) -> type:
     return Forward
 
 
-def test_prediction_by_forward(same: Same) -> None:
+def test_prediction_by_forward() -> None:
     def program(side: Side) -> None:
         side.observe("predict", side.trainer().predict(side.module(default_predict_step), parts.loader(2)))
 
@@ -132,7 +131,7 @@ def only_batch(pl: Any) -> type:
     return OnlyBatch
 
 
-def test_steps_without_batch_idx(same: Same) -> None:
+def test_steps_without_batch_idx() -> None:
     def program(side: Side) -> None:
         trainer, module = side.trainer(max_epochs=1), side.module(only_batch)
         trainer.fit(module, parts.loader(2), parts.loader(2))
@@ -153,7 +152,7 @@ def frozen(pl: Any) -> type:
     return Frozen
 
 
-def test_a_part_in_evaluation_mode_stays_in_it(same: Same) -> None:
+def test_a_part_in_evaluation_mode_stays_in_it() -> None:
     def program(side: Side) -> None:
         side.trainer().fit(side.module(frozen), parts.loader(2), parts.loader(1))
 
@@ -178,7 +177,7 @@ def replaced_modes(pl: Any) -> type:
     return Modes
 
 
-def test_modes_set_by_the_module(same: Same) -> None:
+def test_modes_set_by_the_module() -> None:
     def program(side: Side) -> None:
         trainer, module = side.trainer(max_epochs=1), side.module(replaced_modes)
         trainer.fit(module, parts.loader(2), parts.loader(1))
