@@ -7,8 +7,7 @@ from typing import Any
 import engine
 import pytest
 import torch
-from torch.utils.data import DataLoader
-from toy import Memory, Net, dataset, loader, trainer
+from toy import Memory, Net, loader, trainer
 
 
 class Boom(Exception):
@@ -131,48 +130,6 @@ def test_names_are_clean_again_after_an_error_in_a_second_loader() -> None:
         run.validate(Second(), [loader(), loader()], verbose=False)
     run.fit(Net(), loader())
     assert set(run.callback_metrics) == {"train_loss"}
-
-
-MISSPELT = [
-    (Net, "on_train_epoch_ends", "on_train_epoch_end"),
-    (Net, "on_validation_epoch_stop", "on_validation_epoch_"),
-    (Net, "validation_epoch_end", "on_validation_epoch_end"),
-    (Net, "training_epoch_end", "on_train_epoch_end"),
-    (Net, "test_epoch_end", "on_test_epoch_end"),
-    (Net, "training_step_end", "on_train_batch_end"),
-    (Net, "configure_optimizer", "configure_optimizers"),
-    (Net, "val_step", "validation_step"),
-    (Data, "on_exceptions", "on_exception"),
-    (engine.Callback, "on_train_epoch_ends", "on_train_epoch_end"),
-    (engine.Callback, "on_epoch_end", "_epoch_end"),
-    (engine.Callback, "on_batch_end", "_batch_end"),
-]
-
-
-@pytest.mark.parametrize(("base", "name", "nearest"), MISSPELT)
-def test_a_method_that_looks_like_a_hook_and_is_none_is_refused_with_the_nearest_name(
-    base: Any, name: str, nearest: str
-) -> None:
-    thing = failing(base, name)
-    with pytest.raises(engine.MisconfigurationException) as caught:
-        model = thing if isinstance(thing, engine.Module) else Net()
-        data = thing if isinstance(thing, engine.DataModule) else None
-        callbacks = thing if isinstance(thing, engine.Callback) else None
-        trainer(callbacks=callbacks).fit(model, None if data else loader(), datamodule=data)
-    message = str(caught.value)
-    assert f"{base.__name__}.{name} would never be called" in message
-    assert f"did you mean {nearest}" in message or nearest in message.split("did you mean ")[1]
-    assert "\n" not in message
-
-
-def test_a_misspelt_hook_of_a_base_class_or_mixin_is_found_too() -> None:
-    class Mixin:
-        def on_train_epoch_ends(self) -> None: ...
-
-    class Model(Mixin, Net): ...
-
-    with pytest.raises(engine.MisconfigurationException, match="Mixin.on_train_epoch_ends"):
-        trainer().fit(Model(), loader())
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
