@@ -67,7 +67,7 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         metrics.scope = None
         call_both(t, getattr(Callback, f"on_{stage}_end"))
     # What is of no single loader belongs to every one.
-    return [by_name([r for r in results if r[0].loader in (None, tag)], every=True) for tag in sets.tags]
+    return [by_name([r for r in results if r[0].loader in (None, tag)]) for tag in sets.tags]
 
 
 def broken_off(t: Trainer) -> bool:
@@ -146,6 +146,6 @@ def call_both(t: Trainer, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> A
     return None if own is None else own(*args, **kwargs)
 
 
-def by_name(results: list[tuple[Meter, float]], every: bool = False) -> dict[str, float]:
-    """Results of a flush as they are logged, or every one of them."""
-    return {meter.label("_epoch"): value for meter, value in results if every or meter.options.logger}
+def by_name(results: list[tuple[Meter, float]]) -> dict[str, float]:
+    """Results of a flush as they are logged."""
+    return {meter.label("_epoch"): value for meter, value in results if meter.options.logger}

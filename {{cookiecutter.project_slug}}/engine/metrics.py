@@ -147,7 +147,8 @@ class MetricStore:
         """Everything that can be monitored, as 0-d tensors: epoch values, and the newest step values of training."""
         if self.epoch_reached:
             self._read_epoch()
-        self._keep_step_values()
+        else:
+            self._keep_step_values()
         return self.callback_values
 
     def reset(self, stage: str) -> None:

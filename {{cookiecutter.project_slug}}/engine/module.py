@@ -296,9 +296,23 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
         )
         self._trainer.metrics.log(name, value, options, batch_size, add_dataloader_idx)
 
-    def log_dict(self, dictionary: Mapping[str, Tensor | float | Metric], **options: Any) -> None:
+    def log_dict(
+        self,
+        dictionary: Mapping[str, Tensor | float | Metric],
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        sync_dist: bool = False,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
         """Log every item of a mapping or of a torchmetrics `MetricCollection`; options as in `log`."""
+        options |= {"prog_bar": prog_bar, "logger": logger, "on_step": on_step, "on_epoch": on_epoch}
+        options |= {"reduce_fx": reduce_fx, "sync_dist": sync_dist, "batch_size": batch_size}
         # Members of a collection share their states, which are not to be copied for every batch.
         of_collection = isinstance(dictionary, MetricCollection)
         for name, value in dictionary.items(**({"copy_state": False} if of_collection else {})):
-            self.log(name, value, **options)
+            self.log(name, value, add_dataloader_idx=add_dataloader_idx, **options)

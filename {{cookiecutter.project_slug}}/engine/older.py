@@ -169,11 +169,11 @@ def _find(module: str, name: str) -> Any:
     if f"{module}.{name}" in sys.modules:
         return sys.modules[f"{module}.{name}"]
     if name in NAMES:
-        raise MisconfigurationException(f"{module}.{name} is of older versions; {NAMES[name]}")
+        raise RemovedAttribute(f"{module}.{name} is of older versions; {NAMES[name]}")
     metrics = torchmetrics.functional if ".functional" in module else torchmetrics
     if module.startswith("engine.metrics") and name in metrics.__all__:
         advice = f"write {metrics.__name__}.{name}, with task= and num_classes= for a classification"
-        raise MisconfigurationException(f"{module}.{name} is of older versions; {advice}")
+        raise RemovedAttribute(f"{module}.{name} is of older versions; {advice}")
     if isinstance(sys.modules[module], _OlderModule) and name in TYPES:
         return Any
     places = ("engine", "engine.callbacks", "engine.loggers", "engine.profilers", "engine.distributed")

@@ -61,7 +61,7 @@ class NoOptimizer(Optimizer):
     """Stands for `configure_optimizers` returning None: its steps run the closure and change nothing."""
 
     def __init__(self) -> None:
-        super().__init__([torch.zeros(1)], {})
+        super().__init__([torch.zeros(1)], {"lr": 0.0})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure."""
