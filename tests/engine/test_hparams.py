@@ -20,6 +20,7 @@ import pytorch_lightning
 import torch
 import yaml
 from engine import checkpoint
+from engine.hparams import where_it_was
 from engine.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -366,6 +367,26 @@ def test_a_module_is_built_again_from_a_file_of_either_engine(pl: ModuleType, wr
     assert dict(again.hparams) == {"width": 5, "lr": 0.25, "note": "x", "more": 1}
     for where in ("cpu", torch.device("cpu"), {"cuda:0": "cpu"}):
         assert weights(plain(pl).load_from_checkpoint("a.ckpt", map_location=where)).equal(weights(model))
+
+
+@pytest.mark.parametrize(
+    ("location", "there"),
+    [
+        ("cpu", True),
+        ("cuda:0", True),
+        ("cuda:1", True),
+        ("cuda:2", False),
+        ("cuda", True),
+        ("mps", False),
+        ("xla:0", False),
+    ],
+)
+def test_weights_go_where_they_were_or_to_the_cpu(location: str, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    storage = torch.UntypedStorage(1)
+    # For `torch.load`, None stands for the place that the file names.
+    assert where_it_was(storage, location) is (None if there else storage)
 
 
 @both

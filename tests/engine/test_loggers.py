@@ -196,10 +196,10 @@ def test_tensorboard_takes_lightnings_arguments(
         logger.experiment.add_scalar("own", 3, 4)
         logger.finalize("success")
         folder = str(Path(logger.log_dir))
-        places = [logger.save_dir, logger.root_dir, folder.replace(str(home), ""), logger.name, logger.version]
+        places = [Path(logger.save_dir), Path(logger.root_dir), folder.replace(str(home), ""), logger.name]
         found = {str(file.parent.relative_to(home)) for file in home.rglob("events*")}
-        seen.append((places, logger.group_separator, logger.sub_dir, scalars(folder), found))
-    assert seen[0] == seen[1] and seen[0][3]
+        seen.append((places, logger.version, logger.group_separator, logger.sub_dir, scalars(folder), found))
+    assert seen[0] == seen[1] and seen[0][4]
 
 
 @pytest.mark.parametrize("options", ARGUMENTS)
@@ -213,7 +213,7 @@ def test_csv_takes_lightnings_arguments(options: dict[str, Any], tmp_path: Path)
         logger.log_hyperparams({"lr": 0.5})
         logger.finalize("success")
         rows = [{name: value for name, value in row.items() if value} for row in read(f"{logger.log_dir}/metrics.csv")]
-        places = [logger.save_dir, logger.root_dir, logger.log_dir]
+        places = [str(Path(place)) for place in (logger.save_dir, logger.root_dir, logger.log_dir)]
         seen.append(
             ([p.replace(where, "") for p in places], logger.name, logger.version, rows, os.listdir(logger.log_dir))
         )

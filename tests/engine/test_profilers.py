@@ -266,9 +266,14 @@ def test_what_the_argument_of_the_trainer_stands_for() -> None:
             make_profiler(wrong)
 
 
-@pytest.mark.parametrize("pl", [pytest.param(engine, id="engine"), pytest.param(pytorch_lightning, id="lightning")])
-@pytest.mark.parametrize("kind", [SimpleProfiler, AdvancedProfiler, PyTorchProfiler, Counting, PassThroughProfiler])
-def test_either_trainer_can_use_it(pl: Any, kind: type[Any], capsys: pytest.CaptureFixture[str]) -> None:
+both = pytest.mark.parametrize(
+    "pl", [pytest.param(engine, id="engine"), pytest.param(pytorch_lightning, id="lightning")]
+)
+
+
+def fitted(pl: Any, profiler: Profiler) -> None:
+    """A run of 8 steps on either engine, with an action of the user's own in each."""
+
     class Steps(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -287,20 +292,34 @@ def test_either_trainer_can_use_it(pl: Any, kind: type[Any], capsys: pytest.Capt
     class Looks(pl.Callback):  # type: ignore[misc]
         def on_train_batch_start(self, *args: Any) -> None: ...
 
-    profiler = kind() if kind in (Counting, PassThroughProfiler) else kind(dirpath="logs", filename="f")
     run = pl.Trainer(**{**QUIET, "profiler": profiler, "callbacks": Looks(), "default_root_dir": "logs"})
     run.fit(Steps(), loader(16))
     assert run.profiler is profiler
-    if kind is SimpleProfiler:
-        calls = {name: len(times) for name, times in profiler.recorded_durations.items()}
-        assert calls["my own"] == 8 and calls["[LightningModule]Steps.on_train_epoch_end"] == 1
-        for end in ("Looks.on_train_batch_start", ".training_step", "train_dataloader_next"):
-            assert next(calls[name] for name in calls if name.endswith(end)) in (8, 9)
-    if kind in (SimpleProfiler, AdvancedProfiler, PyTorchProfiler):
-        report = Path("logs/fit-f.txt").read_text()
-        assert "FIT Profiler Report" in report and "my own" in report
-    if kind is PyTorchProfiler:
-        (events,) = traces("logs")
-        assert names(events)["[pl][profile]my own"] == 3
-    if kind is Counting:
-        assert capsys.readouterr().out.splitlines()[-1] == f"{profiler.counts.total()} actions"
+
+
+@both
+def test_either_trainer_has_its_actions_timed(pl: Any) -> None:
+    profiler = SimpleProfiler()
+    fitted(pl, profiler)
+    calls = {name: len(times) for name, times in profiler.recorded_durations.items()}
+    assert calls["my own"] == 8 and calls["[LightningModule]Steps.on_train_epoch_end"] == 1
+    for end in ("Looks.on_train_batch_start", ".training_step", "train_dataloader_next"):
+        assert next(calls[name] for name in calls if name.endswith(end)) in (8, 9)
+
+
+@both
+@pytest.mark.parametrize("kind", [SimpleProfiler, AdvancedProfiler, PyTorchProfiler])
+def test_either_trainer_has_the_report_written(pl: Any, kind: type[Any]) -> None:
+    fitted(pl, kind(filename="f"))
+    report = Path("logs/fit-f.txt").read_text()
+    assert report.count("FIT Profiler Report") == 1 and "my own" in report
+    counts = [names(events)["[pl][profile]my own"] for events in traces("logs")]
+    assert counts == ([3] if kind is PyTorchProfiler else [])
+
+
+@both
+def test_either_trainer_can_use_a_profiler_of_ones_own(pl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted(pl, profiler := Counting())
+    assert profiler.counts["my own"] == 8 and profiler.counts.total() > 50
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" actions") and profiler.stages == ["fit"]
+    fitted(pl, PassThroughProfiler())

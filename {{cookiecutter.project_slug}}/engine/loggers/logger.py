@@ -170,13 +170,13 @@ class FolderLogger(Logger):
     @property
     def root_dir(self) -> str:
         """Folder of the experiment."""
-        return os.path.join(self.save_dir, self.name)
+        return str(Path(self.save_dir, self.name))
 
     @property
     def log_dir(self) -> str:
         """Folder of the run."""
         version = self.version if isinstance(self.version, str) else f"version_{self.version}"
-        return os.path.join(self.root_dir, version)
+        return str(Path(self.root_dir, version))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Write them to `hparams.yaml`, with those of before."""

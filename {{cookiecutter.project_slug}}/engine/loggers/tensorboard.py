@@ -56,8 +56,7 @@ class TensorBoardLogger(FolderLogger):
     @property
     def log_dir(self) -> str:
         """Folder of the run, with `~` and variables of the environment filled in."""
-        folder = super().log_dir if self.sub_dir is None else os.path.join(super().log_dir, self.sub_dir)
-        return os.path.expanduser(os.path.expandvars(folder))
+        return os.path.expanduser(os.path.expandvars(Path(super().log_dir, self.sub_dir or "")))
 
     @property
     def experiment(self) -> SummaryWriter | Any:
