@@ -48,8 +48,9 @@ def find_checkpoint(
             f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has saved one; give the path of a file"
         )
     for saver in savers:
-        saver.resumed_from = Path(path).absolute()
-    return Path(path), checkpoint.load(Path(path))
+        saver.resumed_from = Path(path).absolute() if ckpt_path != "last" else None
+    # Of Lightning's files, weights can be taken.
+    return Path(path), checkpoint.load(Path(path), foreign=trainer.stage != "fit")
 
 
 def _last(savers: list[ModelCheckpoint]) -> str:

@@ -201,6 +201,10 @@ def _everything_kept(t: Trainer) -> Iterator[None]:
     optimizers = [deepcopy(optimizer.state_dict()) for optimizer in t.optimizers]
     scale = deepcopy(t.precision_plugin.state_dict())
     tensors = {name: value.detach().to("cpu", copy=True) for name, value in _tensors(t.module).items()}
+    loader = t.loaders.train().loader
+    # Loaders, or their datasets, may keep a state of their own.
+    stateful = [part for part in (loader, getattr(loader, "dataset", None)) if hasattr(part, "load_state_dict")][:1]
+    positions = [deepcopy(part.state_dict()) for part in stateful]
     t.state, t.metrics, t.losses = loops.TrainState(seed=t.state.seed), MetricStore(), []
     try:
         yield
@@ -209,8 +213,8 @@ def _everything_kept(t: Trainer) -> Iterator[None]:
         for name, value in _tensors(t.module).items():
             value.data.copy_(tensors[name])
         t.module.zero_grad()
-        for optimizer, state in zip(t.optimizers, optimizers, strict=True):
-            optimizer.load_state_dict(state)
+        for part, state in zip([*t.optimizers, *stateful], [*optimizers, *positions], strict=True):
+            part.load_state_dict(state)
         t.precision_plugin.load_state_dict(scale)
         resume.restore_running(t, Path(), {**running, "loggers": [], "gradients": {}})
 

@@ -23,6 +23,7 @@ from engine.exceptions import MisconfigurationException
 from engine.faults import check_weights
 from engine.loggers import checkpoint_folder_of, make_folder
 from engine.loops import validation_due
+from engine.older import refuse_arguments
 
 if TYPE_CHECKING:
     from engine.module import Module
@@ -94,7 +95,9 @@ class ModelCheckpoint(Checkpoint):
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
+        **older: Any,
     ) -> None:
+        refuse_arguments(ModelCheckpoint, older)
         triggers = {"every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
         check_mode(mode)
         _check_triggers(triggers, train_time_interval)
@@ -310,8 +313,9 @@ class ModelCheckpoint(Checkpoint):
             self._say(trainer, f"{self.monitor}={score} is not among the best {self.save_top_k}")
             self._write_last(trainer)
             return
-        goes = (self.kth_best_model_path if self.monitor else self.best_model_path) if self.save_top_k != -1 else ""
-        path = self._path(trainer, self.filename, goes)
+        limited = self.save_top_k != -1
+        replaced = self.best_model_path if self.monitor is None else self.kth_best_model_path if limited else ""
+        path, goes = self._path(trainer, self.filename, replaced), replaced if limited else ""
         last = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path) if self.save_last else None
         self._write(trainer, path, last, self.save_weights_only, goes, score)
         self._say(trainer, f"{f'{self.monitor}={score}: ' if self.monitor else ''}saved {path}")
@@ -338,7 +342,6 @@ class ModelCheckpoint(Checkpoint):
             self.best_model_path = min(self.best_k_models, key=self._rank)
             self.best_model_score, self.current_score = self.best_k_models[self.best_model_path], score
         elif path != last:
-            self.others |= {self._name(str(path))} if self.save_top_k == -1 else set()
             self.best_model_path = str(path)
         self.last_model_path = self.last_model_path if last is None else str(last)
         try:
@@ -357,8 +360,7 @@ class ModelCheckpoint(Checkpoint):
                 if Path(file) != self.resumed_from:
                     Path(file).unlink(missing_ok=True)
             for logger in trainer.loggers:
-                if hasattr(logger, "after_save_checkpoint"):
-                    logger.after_save_checkpoint(self)
+                logger.after_save_checkpoint(self)
 
         if not distributed.is_rank_zero():
             committed()
