@@ -417,17 +417,29 @@ def test_a_data_module_is_built_again_from_a_file_of_either_engine(pl: ModuleTyp
 
 
 @both
-def test_a_file_of_this_engine_can_be_tested_by_either(pl: ModuleType) -> None:
+@pytest.mark.parametrize("writer", ENGINES)
+def test_a_file_of_either_engine_can_be_tested_by_either(pl: ModuleType, writer: ModuleType) -> None:
     class Tested(plain(pl)):  # type: ignore[misc]
         def test_step(self, batch: Any, batch_idx: int) -> None:
             self.log("loss", nn.functional.mse_loss(self.net(batch[0]), batch[1]))
 
-    fitted(engine, plain(engine)(lr=0.5))
-    expected = plain(engine).load_from_checkpoint("a.ckpt")
-    run = pl.Trainer(**QUIET)
-    results = run.test(Tested(), loader(8, 8), ckpt_path="a.ckpt", verbose=False)
+        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.net(batch[0])
+
+    run = fitted(writer, plain(writer)(lr=0.5))
     x, y = next(iter(loader(8, 8)))
-    assert results[0]["loss"] == pytest.approx(nn.functional.mse_loss(expected.net(x), y).item())
+    with torch.no_grad():
+        expected = run.lightning_module.net(x)
+    again = pl.Trainer(**QUIET)
+    results = again.test(Tested(), loader(8, 8), ckpt_path="a.ckpt", verbose=False)
+    assert results[0]["loss"] == pytest.approx(nn.functional.mse_loss(expected, y).item())
+    assert again.predict(Tested(), loader(8, 8), ckpt_path="a.ckpt")[0].equal(expected)
+
+
+def test_a_file_of_lightning_cannot_be_resumed_from() -> None:
+    fitted(pytorch_lightning, plain(pytorch_lightning)())
+    with pytest.raises(engine.MisconfigurationException, match="a.ckpt is not a checkpoint of this engine .* take its weights by"):
+        trainer(max_epochs=2).fit(plain(engine)(), datamodule=datamodule(engine)(), ckpt_path="a.ckpt")
 
 
 @both

@@ -227,7 +227,8 @@ def load(path: Path, map_location: Any = "cpu", foreign: bool = False) -> Checkp
     incomplete = any(not isinstance(parts.get(key), dict) for key in ("state_dict", "hyper_parameters"))
     own = type(parts.get("format")) is int and parts["format"] == FORMAT and not incomplete
     if not own and not (foreign and _of_lightning(parts)):
-        raise DamagedCheckpoint(f"{path} is not a checkpoint of this engine (format {FORMAT})")
+        advice = "; it is Lightning's: take its weights by load_from_checkpoint" if _of_lightning(parts) else ""
+        raise DamagedCheckpoint(f"{path} is not a checkpoint of this engine (format {FORMAT}){advice}")
     return parts
 
 
