@@ -372,5 +372,19 @@ def test_a_dummy_logger_does_nothing_whatever_it_is_asked_to() -> None:
     assert (logger.name, logger.version, logger.log_dir, os.listdir()) == ("", "", None, [])
 
 
+@both
+def test_code_that_uses_a_logger_runs_under_fast_dev_run(pl: ModuleType) -> None:
+    class Draws(Net if pl is engine else theirs()):  # type: ignore[misc]
+        def on_train_start(self) -> None:
+            self.logger.experiment.add_image("picture", None)
+            self.logger.watch(self)
+
+    run = pl.Trainer(**{**QUIET, "logger": pl.loggers.CSVLogger("logs"), "fast_dev_run": True})
+    run.fit(Draws(), loader(), loader(2))
+    assert type(run.logger).__name__ == "DummyLogger" and not Path("logs").exists() and run.log_dir is None
+    run = pl.Trainer(**{**QUIET, "logger": False, "fast_dev_run": True})
+    assert run.logger is None and run.loggers == []
+
+
 def test_the_older_name_of_the_base_still_works() -> None:
     assert engine.loggers.LightningLoggerBase is engine.loggers.Logger

@@ -89,7 +89,7 @@ def test_fast_dev_run_tries_everything_and_leaves_nothing(given: Any, count: int
     run.fit(model, loader(16), loader(16))
     run.test(model, loader(16), verbose=False)
     assert [model.count(stage) for stage in ("train", "val", "test")] == [count] * 3
-    assert run.current_epoch == 1 and run.loggers == []
+    assert run.current_epoch == 1 and [type(logger) for logger in run.loggers] == [engine.loggers.DummyLogger]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from engine.callbacks import with_defaults
 from engine.checkpoint import CheckpointWriter
 from engine.exceptions import MisconfigurationException
 from engine.hooks import is_overridden
-from engine.loggers import as_loggers
+from engine.loggers import DummyLogger, as_loggers
 from engine.module import Module
 from engine.older import refuse_arguments, refuse_values
 from engine.precision import Precision, PrecisionAlias, PrecisionName
@@ -171,7 +171,10 @@ class TrainerArguments:
         self.sync_batchnorm, self.profiler = sync_batchnorm, make_profiler(profiler)
         self.default_root_dir = str(default_root_dir or ".")
         self.log_dir: str | None = self.default_root_dir
-        self.loggers = as_loggers(logger if not self.fast_dev_run else False, self.default_root_dir)
+        self.loggers = as_loggers(logger, self.default_root_dir)
+        if self.fast_dev_run and self.loggers:
+            # Code that uses a logger is tried, too.
+            self.loggers = [DummyLogger()]
         self.enable_autolog_hparams = enable_autolog_hparams
         self.writer = CheckpointWriter(async_save)
         on = (_or(flag, not barebones) for flag in (enable_checkpointing, enable_progress_bar, enable_model_summary))
