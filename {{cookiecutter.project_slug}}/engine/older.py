@@ -165,15 +165,18 @@ class _OlderModule(ModuleType):
 
 
 def _find(module: str, name: str) -> Any:
-    """What an older name in a module stands for."""
+    """What an older name in a module stands for.
+
+    A refusal is no AttributeError: `from engine import TrainResult` would turn that into an ImportError of its own.
+    """
     if f"{module}.{name}" in sys.modules:
         return sys.modules[f"{module}.{name}"]
     if name in NAMES:
-        raise RemovedAttribute(f"{module}.{name} is of older versions; {NAMES[name]}")
+        raise MisconfigurationException(f"{module}.{name} is of older versions; {NAMES[name]}")
     metrics = torchmetrics.functional if ".functional" in module else torchmetrics
     if module.startswith("engine.metrics") and name in metrics.__all__:
         advice = f"write {metrics.__name__}.{name}, with task= and num_classes= for a classification"
-        raise RemovedAttribute(f"{module}.{name} is of older versions; {advice}")
+        raise MisconfigurationException(f"{module}.{name} is of older versions; {advice}")
     if isinstance(sys.modules[module], _OlderModule) and name in TYPES:
         return Any
     places = ("engine", "engine.callbacks", "engine.loggers", "engine.profilers", "engine.distributed")
