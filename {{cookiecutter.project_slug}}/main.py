@@ -10,7 +10,7 @@ from typing import Any
 import engine
 from data import DInterface
 from model import MInterface
-from utils.arguments import constructor_arguments, exit_after, parse, to_yaml
+from utils.arguments import constructor_arguments, exit_after, parse, resume_from, to_yaml
 from utils.cross_validation import fit_folds
 from utils.metrics import usual_mode
 from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_unless_begun, run_folder, write_predictions
@@ -49,19 +49,19 @@ def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]
     logs, settings = loggers(arguments), constructor_arguments(engine.Trainer, arguments)
     try:
         trainer = engine.Trainer(**settings, logger=logs, callbacks=callbacks(arguments))
-        trainer.fit(model, datamodule=data, ckpt_path=arguments.ckpt_path)
+        trainer.fit(model, datamodule=data, ckpt_path=resume_from(arguments))
     except engine.MisconfigurationException:
-        remove_unless_begun([Path(logger.log_dir) for logger in logs])
+        remove_unless_begun([Path(logger.log_dir) for logger in logs if logger.log_dir])
         raise
     results = metrics(trainer)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
-    if best and any(name.startswith("val_") for name in results):
+    if judged := best and any(name.startswith("val_") for name in results):
         judge = engine.Trainer(**settings, logger=False)
         judge.validate(model, datamodule=data, ckpt_path=best, verbose=False)
         results |= metrics(judge)
-    trainer.test(model, datamodule=data, ckpt_path=best or None)
+    trainer.test(model, datamodule=data, ckpt_path=None if judged else best or None)  # the judge has loaded it
     if trainer.is_global_zero and not trainer.fast_dev_run:
-        print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {trainer.log_dir}")
+        print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {logs[0].log_dir}")
         print(f"TensorBoard      tensorboard --logdir {arguments.log_dir}")
     return results | metrics(trainer)
 
@@ -93,18 +93,18 @@ def loggers(arguments: Any) -> list[engine.loggers.Logger]:
 def callbacks(arguments: Any) -> list[engine.Callback]:
     """What runs beside the training loop."""
     # Without validation the newest checkpoint counts as the best.
-    blind = not arguments.limit_val_batches and arguments.monitor.startswith("val_")
+    blind = arguments.limit_val_batches == 0 and arguments.monitor.startswith("val_")
     watch: dict[str, Any] = {"monitor": None if blind else arguments.monitor}
     watch["mode"] = arguments.monitor_mode or usual_mode(arguments.monitor)
-    chosen = [
+    # A run that goes on writes its own files anew, under the names that they have.
+    files: dict[str, Any] = {"save_last": True, "enable_version_counter": False}
+    chosen: list[engine.Callback] = [
         SaveRun(to_yaml(arguments), arguments.repeats),
-        engine.callbacks.LearningRateMonitor(),
-        engine.callbacks.ModelCheckpoint(**watch, filename="best", save_last=True),
+        engine.callbacks.ModelCheckpoint(**watch, **files, filename="best"),
     ]
+    chosen += [] if arguments.fast_dev_run else [engine.callbacks.LearningRateMonitor()]  # it needs a logger
     optional: dict[str, Any] = {
-        "save_every_n_steps": lambda n: engine.callbacks.ModelCheckpoint(
-            every_n_train_steps=n, save_top_k=0, save_last=True
-        ),
+        "save_every_n_steps": lambda n: engine.callbacks.ModelCheckpoint(every_n_train_steps=n, save_top_k=0, **files),
         "ema_decay": lambda decay: engine.callbacks.EMAWeightAveraging(decay=decay),
         "patience": lambda n: engine.callbacks.EarlyStopping(**watch, patience=n),
     }

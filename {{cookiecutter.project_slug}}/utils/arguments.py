@@ -143,12 +143,9 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
         _check_resumed(arguments, saved)
     if command == "predict" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise engine.MisconfigurationException("predict writes one file; run it without torchrun, in one process")
-    watching = arguments.patience is not None or arguments.lr_schedule == "plateau"
-    if command == "fit" and watching and arguments.monitor.startswith("val_") and arguments.limit_val_batches == 0:
-        raise engine.MisconfigurationException(
-            "--patience and --lr_schedule plateau need validation, which --limit_val_batches 0 turns off"
-        )
-    if command != "fit" and arguments.fold == "all":
+    if command == "fit":
+        _check_callbacks(arguments)
+    elif arguments.fold == "all":
         raise engine.MisconfigurationException(f"--fold all trains; {command} takes the checkpoint of one fold")
     return command, arguments
 
@@ -176,6 +173,20 @@ def _check_resumed(arguments: Namespace, saved: Mapping[str, Any]) -> None:
                 f"--{name} {arguments[name]}: a run goes on with its own, {saved[name]}; start a new one from its "
                 f"weights instead: --pretrained {arguments.ckpt_path}"
             )
+
+
+def _check_callbacks(arguments: Namespace) -> None:
+    """Refuse values of flags that main.py makes callbacks of."""
+    watching = arguments.patience is not None or arguments.lr_schedule == "plateau"
+    if watching and arguments.monitor.startswith("val_") and arguments.limit_val_batches == 0:
+        raise engine.MisconfigurationException(
+            "--patience and --lr_schedule plateau need validation, which --limit_val_batches 0 turns off"
+        )
+    for name in ("patience", "save_every_n_steps"):
+        if arguments[name] is not None and arguments[name] < 1:
+            raise engine.MisconfigurationException(f"--{name} {arguments[name]}; give a whole number from 1")
+    if arguments.ema_decay is not None and not 0 <= arguments.ema_decay < 1:
+        raise engine.MisconfigurationException(f"--ema_decay {arguments.ema_decay}; give a number from 0 to below 1")
 
 
 def _parsed(parser: Parser, words: list[str]) -> Namespace:
