@@ -172,6 +172,8 @@ def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
         _check_kind(asdict(t.state), asdict(type(t.state)(seed=0)))
         if not all(0 <= number < 2**63 for number in asdict(t.state).values()):
             raise ValueError(f"{saved}")
+    # Before the loader is given its state: later, a new one would have none.
+    t.reload_dataloaders()
     with fitting(path, "order"):
         same = bool(_order(t) == loaded["order"])
     if t.state.batches_done and not same:

@@ -281,7 +281,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         """Ask for new loaders, if it is the epoch for it."""
         every = self.reload_dataloaders_every_n_epochs
         if every and self.state.epoch - self._loaded_in_epoch >= every:
-            self._loaded_in_epoch = self.state.epoch
+            self._loaded_in_epoch = self.state.epoch - self.state.epoch % every
             self.loaders.request_again("train", "val")
 
     def dispatch(self, callbacks: list[Callback]) -> None:
