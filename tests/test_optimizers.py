@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from engine import MisconfigurationException
+from engine import MisconfigurationException, Module
 from engine.optim import parse_optimizers
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
@@ -33,22 +34,31 @@ OPTIMIZERS = [
 def test_every_optimizer_of_torch_trains_or_says_in_one_line_why_not(name: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Tanh(), nn.Linear(8, 1, bias=False))
-    weight_decay = 0.0 if name == "Rprop" else 1e-4
-    if name in ("Optimizer", "LBFGS", "SparseAdam"):
+    weight_decay = 0.0 if name in ("Rprop", "LBFGS") else 1e-4
+    if name in ("Optimizer", "SparseAdam"):
         with pytest.raises(MisconfigurationException, match=f"--optimizer {name}: "):
             build_optimizer(net, name, 0.01, weight_decay)
         return
     optimizer = build_optimizer(net, name, 0.01, weight_decay)
-    parse_optimizers(optimizer)
+    parse_optimizers(optimizer, Module())
     inputs = torch.randn(32, 4)
     losses = []
-    for _ in range(20):
+
+    def closure() -> torch.Tensor:
         loss = (net(inputs).squeeze(1) - inputs.sum(dim=1)).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return loss
+
+    for _ in range(20):
+        losses.append(float(optimizer.step(closure).detach()))
     assert losses[-1] < losses[0]
+
+
+def test_lbfgs_learns_from_two_steps(run: Callable) -> None:
+    words = ("--optimizer", "LBFGS", "--weight_decay", "0", "--lr", "1", "--lr_schedule", "constant")
+    words += ("--max_epochs", "1", "--limit_train_batches", "2", "--batch_size", "256", "--model.width", "8")
+    assert run(*words).metrics["test_acc"] > 0.5
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,7 @@ def test_without_decay_and_scales_there_is_one_group() -> None:
         ({"arguments": {"params": []}}, "give --freeze instead"),
         ({"name": "Adam", "arguments": {"betas": [0.9, 1.5]}}, "--optimizer Adam: Invalid beta parameter"),
         ({"name": "Rprop", "weight_decay": 0.1}, "give --weight_decay 0"),
+        ({"name": "LBFGS", "weight_decay": 0.1}, "give --weight_decay 0"),
         ({"name": "Muon"}, "--optimizer Muon: Muon only supports 2D"),
         ({"lr_scales": {"feat": 0.1}}, "--lr_scales feat: .* its parts are: features, classify"),
         ({"lr_scales": {"features": -1.0}}, "--lr_scales features: -1.0; give a factor above 0"),
@@ -135,7 +146,7 @@ def schedule(optimizer: Optimizer, name: str, arguments: dict[str, Any] | None =
     """The only scheduler of that name."""
     defaults: dict[str, Any] = {"warmup_steps": 0, "total_steps": TOTAL, "steps_per_epoch": EPOCH}
     (config,) = build_schedule(optimizer, name, arguments, **defaults | given)
-    _, configs = parse_optimizers({"optimizer": optimizer, "lr_scheduler": config})
+    _, configs = parse_optimizers({"optimizer": optimizer, "lr_scheduler": config}, Module())
     assert configs[0].interval == "step"
     return config["scheduler"]
 
@@ -238,7 +249,7 @@ def test_plateau_lowers_what_does_not_improve_and_warms_up() -> None:
     base = [group["lr"] for group in mine.param_groups]
     arguments = {"patience": 1, "factor": 0.5}
     configs = build_schedule(mine, "plateau", arguments, 4, math.inf, math.inf, monitor="val_acc", monitor_mode="max")
-    _, parsed = parse_optimizers([[mine], configs])
+    _, parsed = parse_optimizers([[mine], configs], Module())
     plateau, warmup = parsed
     assert (plateau.monitor, plateau.interval, plateau.reduce_on_plateau) == ("val_acc", "epoch", True)
     rates = curve(mine, warmup.scheduler, 6)

@@ -192,7 +192,7 @@ WRONG = {
     "unknown optimizer": (["--optimizer", "Adamw"], "--optimizer Adamw.*AdamW"),
     "unknown argument of an optimizer": (["--optimizer_args.momentun", "0.9", "--optimizer", "SGD"], "momentun"),
     "an optimizer without decay": (["--optimizer", "Rprop"], "--weight_decay 0"),
-    "LBFGS": (["--optimizer", "LBFGS", "--weight_decay", "0"], "LBFGS"),
+    "LBFGS with decay": (["--optimizer", "LBFGS"], "--optimizer LBFGS .* --weight_decay 0"),
     "unknown argument of a schedule": (["--lr_schedule_args.step", "3", "--lr_schedule", "step"], "step"),
     "a schedule without what it needs": (["--lr_schedule", "multistep"], "milestones"),
     "warmup of more than all": (["--warmup_steps", "100000"], "warmup_steps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -14,12 +15,9 @@ from torch.optim import Optimizer, lr_scheduler
 
 from engine import MisconfigurationException
 from utils.fine_tuning import within
-from utils.registry import construct, from_library, pick
+from utils.registry import classes, construct, pick
 
-UNSUPPORTED = {
-    "LBFGS": "it evaluates the loss several times a step, which the engine does not",
-    "SparseAdam": "it takes sparse gradients only; override MInterface.configure_optimizers for it",
-}
+UNSUPPORTED = {"SparseAdam": "it takes sparse gradients only; override MInterface.configure_optimizers for it"}
 # Arguments of optimizers that have flags of their own, or are ours to fill in.
 TAKEN = {"params": "--freeze", "lr": "--lr", "weight_decay": "--weight_decay"}
 
@@ -63,26 +61,28 @@ def build_optimizer(
         raise MisconfigurationException(f"--optimizer {name}: {UNSUPPORTED[name]}")
     for taken in set(TAKEN) & set(arguments):
         raise MisconfigurationException(f"--optimizer_args has {taken!r}; give {TAKEN[taken]} instead")
-    groups = _parameter_groups(net, lr, weight_decay, lr_scales or {})
-    optimizer = from_library(torch.optim, Optimizer, name, arguments, "--optimizer", params=groups, lr=lr)
-    if weight_decay and "weight_decay" not in optimizer.defaults:
+    cls = pick(name, classes(torch.optim, Optimizer), "--optimizer")
+    if weight_decay and "weight_decay" not in inspect.signature(cls).parameters:
         raise MisconfigurationException(f"--optimizer {name} knows no weight decay; give --weight_decay 0")
-    _try(net, name, arguments, max(optimizer.param_groups, key=lambda group: float(group["lr"])))
+    groups = _parameter_groups(net, lr, weight_decay, lr_scales or {})
+    optimizer: Optimizer = construct(cls, arguments, f"--optimizer {name}", params=groups, lr=lr)
+    _try(net, cls, arguments, max(optimizer.param_groups, key=lambda group: float(group["lr"])))
     return optimizer
 
 
-def _try(net: nn.Module, name: str, arguments: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+def _try(net: nn.Module, cls: type[Optimizer], arguments: Mapping[str, Any], group: Mapping[str, Any]) -> None:
     """Take a step with a parameter of its own, because optimizers refuse some arguments only then."""
     weights = nn.Parameter(torch.zeros(2, 2, device=next(net.parameters()).device))
     weights.grad = torch.ones_like(weights)
     groups = [{"params": [weights], "lr": group["lr"], "weight_decay": group["weight_decay"]}]
-    optimizer = from_library(torch.optim, Optimizer, name, arguments, "--optimizer", params=groups, lr=group["lr"])
+    optimizer: Optimizer = construct(cls, arguments, "--optimizer", params=groups, lr=group["lr"])
     try:
-        optimizer.step()
+        # Some, such as LBFGS, ask for the loss themselves.
+        optimizer.step(lambda: 0.0)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MisconfigurationException(
-            f"--optimizer {name} fails with lr={group['lr']:g} and --optimizer_args {dict(arguments)}: {reason}"
+            f"--optimizer {cls.__name__} fails with lr={group['lr']:g} and --optimizer_args {dict(arguments)}: {reason}"
         ) from error
 
 
