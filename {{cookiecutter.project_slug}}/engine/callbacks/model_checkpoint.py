@@ -365,7 +365,9 @@ class ModelCheckpoint(Checkpoint):
         if not distributed.is_rank_zero():
             committed()
             return
-        make_folder(path.parent)
+        if path.parent != self.dirpath:
+            # A name such as {val/loss} stands for a folder. The folder itself was made when training began.
+            make_folder(path.parent)
         # Another ModelCheckpoint may have written it.
         newest = Path(before["last_model_path"] or str(last)) if self.save_last else self.newest
         keep = None if newest is None else (newest.resolve(), self.dirpath / PREVIOUS)

@@ -231,6 +231,8 @@ class TQDMProgressBar(RichProgressBar):
             raise MisconfigurationException(
                 f"process_position={process_position}: the bar finds its place; leave it out"
             )
+        if type(refresh_rate) is not int or refresh_rate < 0:
+            raise MisconfigurationException(f"refresh_rate={refresh_rate!r}; give a whole number from 0")
         super().__init__(5.0 if refresh_rate else 0, leave)
         self._batches = refresh_rate or sys.maxsize
 

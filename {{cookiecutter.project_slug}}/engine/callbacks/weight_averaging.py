@@ -42,6 +42,8 @@ class WeightAveraging(Callback):
         avg_fn: AverageFn | None = None,
         multi_avg_fn: MultiAverageFn | None = None,
     ) -> None:
+        if isinstance(device, float):
+            raise MisconfigurationException(f"device={device}; give a device such as 'cpu' first, or decay={device}")
         if avg_fn is not None and multi_avg_fn is not None:
             raise MisconfigurationException("avg_fn and multi_avg_fn: give one of them")
         self._device, self._use_buffers, self._avg_fn = device, use_buffers, avg_fn
