@@ -393,6 +393,12 @@ def test_an_argument_that_is_no_more_does_no_harm_where_it_has_a_default(argumen
     run(build(engine.Callback, on_train_batch_start=function("trainer", "pl_module", "batch", "batch_idx", argument)))
 
 
+def test_names_of_older_arguments_may_stand_for_others() -> None:
+    run(build(Net, on_train_batch_end=function("results", "batch", "batch_idx")))
+    run(build(Net, validation_epoch_end=function("results")))
+    run(build(engine.Callback, load_state_dict=function("callback_state")))
+
+
 def test_the_class_that_wrote_the_hook_is_named() -> None:
     class Base(Net):
         def on_train_epoch_end(self, outputs: Any) -> None: ...  # type: ignore[override]

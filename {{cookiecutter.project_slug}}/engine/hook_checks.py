@@ -22,6 +22,8 @@ from engine.older_names import HOOKS, PARAMETERS
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
+# Names that an argument may have in the place of another one.
+_FREE = ("outputs", "results")
 # What is called by name.
 _HOOK = re.compile(
     r"on_.*|configure_.*|setup|teardown|prepare_data|.*_step|.*_dataloader|.*_batch_to_device|backward|"
@@ -109,7 +111,8 @@ def _check_signature(where: str, hook: Callable[..., Any], names: list[str], lea
     own = [p.name for p in taken.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     fits = any(_binds(taken, count) for count in range(least, len(names) + 1))
     moved = any(n in names and names.index(n) != position for position, n in enumerate(own))
-    old = [n for n in own if n in PARAMETERS and n not in names]
+    extra = [n for position, n in enumerate(own) if n not in names and (position >= len(names) or n not in _FREE)]
+    old = [n for n in extra if n in PARAMETERS and names != ["state_dict"]]
     # With a default, these two do no harm.
     if fits and not moved and set(old) <= {"unused", "dataloader_idx"}:
         return
