@@ -188,7 +188,7 @@ class Drawing(Deep):
 
 
 class SaveEach(engine.Callback):
-    """Saves after every batch, before, within and after every validation, and at each epoch's ends."""
+    """Saves after every batch, before and within every validation, and at each epoch's ends."""
 
     def _save(self, trainer: engine.Trainer, moment: str) -> None:
         if not trainer.sanity_checking:
@@ -206,9 +206,6 @@ class SaveEach(engine.Callback):
     def on_validation_batch_end(self, trainer: engine.Trainer, *args: Any) -> None:
         self._save(trainer, f"within{args[3]}")
 
-    def on_validation_end(self, trainer: engine.Trainer, *args: Any) -> None:
-        self._save(trainer, "validated")
-
     def on_train_epoch_end(self, trainer: engine.Trainer, *args: Any) -> None:
         self._save(trainer, "stop")
 
@@ -216,7 +213,8 @@ class SaveEach(engine.Callback):
 def run(interval: str, ckpt_path: Any = None, callbacks: tuple[Any, ...] = (), **options: Any) -> dict[str, Any]:
     """Train in the folder "run"; returns the whole state at the end, and the text of metrics.csv as "csv"."""
     engine.seed_everything(5 if ckpt_path is None else 99)
-    saver = ModelCheckpoint("run/c", filename="best", monitor="val_loss", save_last=True)
+    # After every validation.
+    saver = ModelCheckpoint("run/c", "{step}", monitor="val_loss", save_top_k=-1, save_last=True)
     part = trainer(
         callbacks=[EarlyStopping("val_loss", patience=99), saver, *callbacks],
         enable_checkpointing=True,
@@ -248,8 +246,9 @@ def test_going_on_from_any_point_changes_no_bit(number: int, interval: str) -> N
     options = WITHIN[number]
     whole = run(interval, callbacks=(SaveEach(),), **options)
     files = sorted(file for file in Path("each").glob("*.ckpt") if file.name != "00-start.ckpt")
-    assert any("within" in file.name for file in files) and len(files) > 12
-    for file in files[number::5]:
+    validated = sorted(Path("run/c").glob("step*.ckpt"))
+    assert any("within" in file.name for file in files) and len(files) > 12 and len(validated) > 1
+    for file in (*files[number::6], *validated[:-1:2]):
         resumed = run(interval, file, (SaveEach(),), **options)
         assert resumed["csv"] == whole["csv"], file
         assert_same(whole, resumed)
