@@ -97,14 +97,14 @@ def test_a_loss_alone_becomes_a_dict_and_none_is_left_out() -> None:
             return None if batch_idx == 1 else self.loss(batch)
 
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-            return None if batch_idx == 1 else {} if batch_idx == 2 else batch_idx
+            return [self(batch[0]), None, {}, 0][batch_idx]
 
     model = Model()
     fit(model, val=loader())
     assert [list(output) for output in model.outputs["training"][0]] == [["loss"]] * 3
-    assert model.outputs["validation"][0] == [0, {}, 3]
+    assert model.outputs["validation"][0][0].shape == (2, 1) and model.outputs["validation"][0][1:] == [{}, 0]
     fit(model, val=[loader(), loader(2)])
-    assert model.outputs["validation"][1] == [[0, {}, 3], [0]]
+    assert [len(part) for part in model.outputs["validation"][1]] == [3, 1]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
@@ -279,7 +279,13 @@ class ReturnsInValidation(Net):
         return results
 
 
+class ReturnsInStep(Net):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return {"log": {"val_loss": self.loss(batch)}}
+
+
 RETURNS = [
+    (ReturnsInStep, "validation_step returns a dict of 'log'; ", "and return nothing"),
     (ReturnsLog, "training_step returns a dict of 'loss', 'log'; ", "and return the loss"),
     (ReturnsBar, "training_step returns a dict of 'loss', 'progress_bar'; ", "and return the loss"),
     (ReturnsAtEnd, "training_epoch_end returns a dict of 'loss', 'log', 'progress_bar'; ", "and return nothing"),
@@ -520,3 +526,43 @@ def test_no_module_of_the_engine_is_hidden_by_one_that_was() -> None:
         path = root / name.replace(".", "/")
         assert not path.with_suffix(".py").exists() and not path.is_dir(), name
         assert f"engine.{name}" in sys.modules
+
+
+# What methods took.
+
+
+class ByHand(Net):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(self.loss(batch), self.optimizers())
+
+
+class Frequencies(Net):
+    def configure_optimizers(self) -> Any:
+        optimizers = [torch.optim.SGD([parameter], lr=0.1) for parameter in self.parameters()]
+        return [{"optimizer": optimizer, "frequency": 1 + n} for n, optimizer in enumerate(optimizers)]
+
+
+class Several(Net):
+    def configure_optimizers(self) -> Any:
+        return tuple(torch.optim.SGD([parameter], lr=0.1) for parameter in self.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ByHand, "manual_backward takes no optimizer any more; write manual_backward(loss)"),
+        (
+            Frequencies,
+            "returned a dict of ['frequency', 'optimizer']; set self.automatic_optimization = False in __init__",
+        ),
+        (Several, "returned 2 optimizers; set self.automatic_optimization = False in __init__"),
+    ],
+)
+def test_several_optimizers_of_older_versions_are_refused_with_todays(kind: Any, message: str) -> None:
+    model = kind()
+    before = model.net.weight.clone()
+    with pytest.raises(engine.MisconfigurationException, match=re.escape(message)):
+        fit(model)
+    assert torch.equal(before, model.net.weight)

@@ -194,14 +194,14 @@ def test_an_autoencoder_of_2021() -> None:
                 "def load_state_dict(self, callback_state)",
             ),
             (
-                "PrintAndCount.on_train_batch_end takes (trainer, pl_module, outputs, batch, batch_idx, data",
-                "outputs, batch, batch_idx, dataloader_idx)",
-                "outputs, batch, batch_idx)",
-            ),
-            (
                 "PrintAndCount.on_save_checkpoint returns a state; write state_dict(self), which returns it",
                 "def on_save_checkpoint(self, trainer, pl_module, checkpoint)",
                 "def state_dict(self)",
+            ),
+            (
+                "PrintAndCount.on_train_batch_end takes (trainer, pl_module, outputs, batch, batch_idx, data",
+                "outputs, batch, batch_idx, dataloader_idx)",
+                "outputs, batch, batch_idx)",
             ),
             (
                 "DigitsDataModule.transfer_batch_to_device takes (batch, device); write def transfer_batch_to_device(",

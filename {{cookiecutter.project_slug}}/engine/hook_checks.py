@@ -50,22 +50,12 @@ def check_hooks(thing: Module | DataModule | Callback) -> None:
     _check_names(base, own, list(hooks))
     for name, reference in hooks.items():
         if is_overridden(thing, name, base) and callable(hook := getattr(thing, name)):
-            owner = next((cls for cls in own if name in vars(cls)), type(thing))
-            _check_signature(f"{owner.__name__}.{name}", hook, *_arguments(name, reference))
+            owner = next((cls for cls in own if name in vars(cls)), type(thing)).__name__
+            _check_signature(f"{owner}.{name}", hook, *_arguments(name, reference))
+            if name == "on_save_checkpoint" if base is Callback else name.endswith(("_step", "_epoch_end")):
+                _check_returned(owner, name, hook)
     if getattr(thing, "truncated_bptt_steps", 0):
         raise MisconfigurationException(f"{type(thing).__name__}.truncated_bptt_steps: {HOOKS['tbptt_split_batch']}")
-    for name in ("training_step", *OLDER_HOOKS) if isinstance(thing, Module) else ():
-        for value in _returned(getattr(thing, name, None)):
-            items = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
-            dicts = {
-                key.value: {} if isinstance(v, ast.Dict) else v for key, v in items if isinstance(key, ast.Constant)
-            }
-            refuse_returned(name, dicts or None)
-    if isinstance(thing, Callback) and is_overridden(thing, "on_save_checkpoint", base):
-        if not all(isinstance(value, ast.Call) for value in _returned(thing.on_save_checkpoint)):
-            raise MisconfigurationException(
-                f"{type(thing).__name__}.on_save_checkpoint returns a state; write state_dict(self), which returns it"
-            )
 
 
 def _older_hook(self: Module, outputs: Any) -> None: ...
@@ -149,11 +139,19 @@ def check_dataloader_idx(t: Trainer, stage: str) -> None:
             )
 
 
-def _returned(function: Callable[..., Any] | None) -> list[ast.expr]:
-    """The values that a function returns, as far as its source is known."""
+def _check_returned(owner: str, name: str, hook: Callable[..., Any]) -> None:
+    """Refuse what older versions took from a hook, as far as its source is known: a dict to log, a callback's state."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
+        tree = ast.parse(textwrap.dedent(inspect.getsource(hook)))
     except (OSError, TypeError, SyntaxError):
-        return []
-    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
-    return [value for value in values if not (isinstance(value, ast.Constant) and value.value is None)]
+        return
+    for value in [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]:
+        if name != "on_save_checkpoint":
+            items = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
+            logged: dict[Any, Any] = {
+                k.value: {} if isinstance(v, ast.Dict) else v for k, v in items if isinstance(k, ast.Constant)
+            }
+            refuse_returned(name, logged)
+        # A call is taken for that of the parent.
+        elif not isinstance(value, ast.Call | ast.Constant):
+            raise MisconfigurationException(f"{owner}.{name} returns a state; write state_dict(self), which returns it")

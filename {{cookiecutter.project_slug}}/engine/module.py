@@ -109,6 +109,8 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
             raise MisconfigurationException(
                 "manual_backward: set self.automatic_optimization = False in __init__, or return the loss instead"
             )
+        if any(hasattr(arg, "param_groups") for arg in args):
+            raise MisconfigurationException("manual_backward takes no optimizer any more; write manual_backward(loss)")
         self.trainer.backward(loss, *args, **kwargs)
 
     def optimizer_step(

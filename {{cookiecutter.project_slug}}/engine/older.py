@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 # Stages as older hooks and as those of callbacks name them.
 STAGES = {"training": "train", "validation": "validation", "test": "test"}
-# Keys of what steps returned to have it logged.
-_LOGGED = ("log", "progress_bar")
 OLDER_HOOKS = [f"{stage}_{moment}_end" for stage in STAGES for moment in ("epoch", "step")]
 
 
@@ -58,7 +56,7 @@ class OlderHooks(Callback):
             self.outputs[stage] = [[]]
         if stage == "training" and "loss" in outputs and trainer.accumulate_grad_batches > 1:
             outputs = {**outputs, "loss": outputs["loss"] * trainer.accumulate_grad_batches}
-        if outputs is not None and (outputs or stage != "training"):
+        if outputs is not None and (stage != "training" or outputs):
             self.outputs[stage][loader].append(convert(outputs, Tensor.detach))
 
     def _end(self, stage: str, trainer: Trainer, pl_module: Module) -> None:
@@ -99,9 +97,9 @@ def refuse_returned(hook: str, returned: Any) -> None:
     Raises:
         MisconfigurationException: A step or `*_epoch_end` of a module returned one.
     """
-    at_end = hook.endswith("_epoch_end")
-    if isinstance(returned, Mapping) and (at_end or any(isinstance(returned.get(key), dict) for key in _LOGGED)):
-        keys, rest = ", ".join(map(repr, returned)), "nothing" if at_end else "the loss"
+    values = returned if isinstance(returned, Mapping) else {}
+    if any(isinstance(values.get(key), dict) for key in ("log", "progress_bar")) or (values and "epoch" in hook):
+        keys, rest = ", ".join(map(repr, values)), "the loss" if hook == "training_step" else "nothing"
         raise MisconfigurationException(
             f"{hook} returns a dict of {keys}; log values by self.log(name, value), prog_bar=True for the progress "
             f"bar, and return {rest}"

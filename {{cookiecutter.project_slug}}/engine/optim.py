@@ -21,6 +21,7 @@ from engine.metrics import MetricStore
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
+_BY_HAND = "set self.automatic_optimization = False in __init__ and step them in training_step"
 _RETURNS = (
     "return an optimizer, ([optimizers], [schedulers]), or "
     '{"optimizer": ..., "lr_scheduler": a scheduler or {"scheduler": ..., "interval": "epoch" | "step", ...}}'
@@ -112,7 +113,8 @@ def parse_optimizers(returned: Any, module: ModelHooks) -> tuple[list[Optimizer]
         for part in [returned] if isinstance(returned, Mapping) else returned:
             unknown = set(part) - {"optimizer", "lr_scheduler", "monitor"}
             if unknown or "optimizer" not in part:
-                raise MisconfigurationException(f"configure_optimizers returned a dict of {sorted(part)}; {_RETURNS}")
+                instead = _BY_HAND if "frequency" in unknown else _RETURNS
+                raise MisconfigurationException(f"configure_optimizers returned a dict of {sorted(part)}; {instead}")
             optimizers.append(part["optimizer"])
             if part.get("lr_scheduler") is not None:
                 entries.append((part["lr_scheduler"], part.get("monitor")))
@@ -128,8 +130,8 @@ def parse_optimizers(returned: Any, module: ModelHooks) -> tuple[list[Optimizer]
         raise MisconfigurationException(f"configure_optimizers returned {wrong[0] if wrong else 'nothing'}; {_RETURNS}")
     if len(optimizers) > 1 and module.automatic_optimization:
         raise MisconfigurationException(
-            f"configure_optimizers returned {len(optimizers)} optimizers; set self.automatic_optimization = False in "
-            "__init__ and step them in training_step, or return one with several parameter groups"
+            f"configure_optimizers returned {len(optimizers)} optimizers; {_BY_HAND}, or return one with several "
+            "parameter groups"
         )
     return optimizers, [_parse_scheduler(entry, monitor, optimizers, module) for entry, monitor in entries]
 
