@@ -50,9 +50,11 @@ def test_the_keys_are_those_of_the_documented_schema(saved: Path) -> None:
     content = torch.load(saved, weights_only=True)
     assert set(content) == WEIGHTS_ONLY | TRAINING
     assert all(key in (checkpoint.__doc__ or "") for key in content)
-    assert (content["format"], content["epoch"], content["global_step"]) == (2, 1, 4)
-    position = {"seed": 1, "epoch": 1, "batches_done": 0, "global_step": 4}
-    assert content["state"] == position | dict.fromkeys(("step_open", "validated", "epoch_over", "should_stop"), False)
+    assert (content["format"], content["epoch"], content["global_step"]) == (3, 1, 4)
+    position = {"seed": 1, "epoch": 1, "batches_done": 0, "total_batches": 4, "global_step": 4}
+    position |= {"batches_that_stepped": 4, "last_batch": True}
+    open_ends = ("step_open", "plateau_open", "validated", "epoch_over", "should_stop")
+    assert content["state"] == position | dict.fromkeys(open_ends, False)
     assert content["hyper_parameters"] == {"lr": 0.1}
     assert set(content["env"]) == {"torch", "python", "world_size"}
     assert set(content["state_dict"]) == {"net.weight", "net.bias"}

@@ -269,7 +269,8 @@ def test_paths_change_and_old_files_go_only_once_the_new_file_is_on_the_disk() -
     seen: list[tuple[str, str, list[str]]] = []
 
     def look(run: engine.Trainer) -> None:
-        seen.append((saver.best_model_path, saver.last_model_path, sorted(good_now())))
+        paths = [os.path.relpath(path) if path else "" for path in (saver.best_model_path, saver.last_model_path)]
+        seen.append((paths[0], paths[1], sorted(good_now())))
 
     def good_now() -> list[str]:
         return [file.name for file in Path("c").glob("*.ckpt") if checkpoint.load(file)]
@@ -280,7 +281,7 @@ def test_paths_change_and_old_files_go_only_once_the_new_file_is_on_the_disk() -
     assert seen[0] == ("", "", [])
     best, last, files = seen[1]
     assert (best, last) == ("c/epoch=0.ckpt", "c/last.ckpt") and {"epoch=0.ckpt", "last.ckpt"} <= {*files}
-    assert saver.best_model_path == "c/epoch=2.ckpt" and good_files() == {"epoch=2.ckpt": 12, "last.ckpt": 12}
+    assert os.path.relpath(saver.best_model_path) == "c/epoch=2.ckpt" and good_files() == {"epoch=2.ckpt": 12, "last.ckpt": 12}
 
 
 class SecondLook(engine.Callback):

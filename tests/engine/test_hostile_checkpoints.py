@@ -125,7 +125,7 @@ def data(kind: str) -> Any:
 
 
 def resume(kind: str, path: str | None, epochs: int = 3) -> engine.Trainer:
-    watch: list[engine.Callback] = [EarlyStopping("val_loss", patience=50), EMAWeightAveraging(0.5), SaveWithin()]
+    watch: list[engine.Callback] = [EarlyStopping("val_loss", patience=50), EMAWeightAveraging(decay=0.5), SaveWithin()]
     best = ModelCheckpoint("files", monitor="val_loss", save_top_k=2, every_n_epochs=epochs + (path is None))
     options = {"precision": "16-mixed", "accumulate_grad_batches": 2} if kind == "within" else {}
     logs = [CSVLogger(".", "logs", kind)]

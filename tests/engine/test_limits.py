@@ -75,9 +75,9 @@ def test_a_senseless_argument_is_refused_by_name_in_one_line(name: str, value: A
     assert "\n" not in str(caught.value)
 
 
-def test_an_argument_that_does_not_exist_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="gpus"):
-        trainer(gpus=1)
+def test_an_argument_that_does_not_exist_is_refused_with_the_nearest() -> None:
+    with pytest.raises(engine.MisconfigurationException, match="no argument max_epoch=3: did you mean max_epochs?"):
+        trainer(max_epoch=3)
 
 
 @pytest.mark.parametrize(("given", "count"), [(True, 1), (1, 1), (3, 3)])
@@ -157,7 +157,7 @@ def test_zero_batches_run_no_loop_hooks(hooked: str) -> None:
     model = Net()
     run.fit(model, loader(), loader())
     assert (run.test(model, loader(), verbose=False) == []) == (hooked == "test")
-    assert (run.predict(model, loader()) == []) == (hooked == "predict")
+    assert (run.predict(model, loader()) is None) == (hooked == "predict")
     expected = {"train": ["val"], "val": ["train"]}.get(hooked, ["val", "train", "val"])
     assert notes == [*expected, *(stage for stage in ("test", "predict") if stage != hooked)]
 
