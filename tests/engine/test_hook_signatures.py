@@ -10,6 +10,7 @@ from typing import Any
 import engine
 import pytest
 import pytorch_lightning as lightning
+import torch
 from engine.older_names import HOOKS
 from toy import Net, fit, loader, trainer
 
@@ -117,23 +118,43 @@ def test_a_misspelt_hook_of_a_base_class_or_mixin_is_found_too() -> None:
     assert "Mixin.on_train_epoch_ends" in refusal(Model())
 
 
+class Calls(Net):
+    """Calls methods of its own in every way."""
+
+    def train_step(self, batch: Any) -> Any:
+        return self.loss(batch)
+
+    def val_step(self, batch: Any) -> Any:
+        return self.loss(batch)
+
+    def eval_step(self) -> None: ...
+
+    def on_images(self) -> int:
+        return 3
+
+    def on_name(self) -> int:
+        return 4
+
+    @property
+    def drawn(self) -> int:
+        return self.on_images() + getattr(self, "on_name")()  # noqa: B009
+
+    @staticmethod
+    def draw(model: Any) -> None:
+        model.eval_step()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.train_step(batch)
+
+    @torch.no_grad()
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        (lambda: self.val_step(batch))()
+
+
 def test_methods_that_the_class_itself_calls_may_have_any_name() -> None:
-    class Model(Net):
-        def train_step(self, batch: Any) -> Any:
-            return self.loss(batch)
-
-        def on_images(self) -> None:
-            self.drawn = True
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.train_step(batch)
-
-        def on_train_end(self) -> None:
-            (lambda: self.on_images())()
-
-    model = Model()
-    fit(model)
-    assert model.drawn
+    model = Calls()
+    fit(model, val=loader())
+    assert model.drawn == 7
 
 
 def test_a_method_that_calls_only_its_own_parent_is_refused() -> None:

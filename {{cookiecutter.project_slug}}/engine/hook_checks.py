@@ -63,15 +63,15 @@ def _older_hook(self: Module, outputs: Any) -> None: ...
 
 def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
     """Refuse methods of classes that look like hooks of `base` and are none."""
-    methods = [(c, n, value) for c in own for n, value in vars(c).items() if isinstance(value, FunctionType)]
-    for cls, name, _ in methods:
+    members = [(cls, name, value) for cls in own for name, value in vars(cls).items()]
+    for cls, name, _ in (member for member in members if isinstance(member[2], FunctionType)):
         spelt = name.replace("on_val_", "on_validation_")
         nearest = difflib.get_close_matches(spelt, hooks, 1, 0.6 if name.startswith("on_") else 0.92)
         like_a_hook = name.startswith("on_") or (nearest and not re.search(r"^_|\d", name))
         if hasattr(base, name) or name in hooks or not (like_a_hook or name in HOOKS):
             continue
-        # What other methods of the class call is its own affair.
-        if any(name in _names_in(method.__code__) for _, other, method in methods if other != name):
+        # What other members of the class call is its own affair.
+        if any(name in _names_in(value) for _, other, value in members if other != name):
             continue
         guess = f"did you mean {nearest[0]}?" if nearest else "rename it, or move its work into a real hook"
         raise MisconfigurationException(
@@ -80,9 +80,14 @@ def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
         )
 
 
-def _names_in(code: CodeType) -> set[str]:
-    """Names that a function uses, those within it included."""
-    return set(code.co_names).union(*(_names_in(const) for const in code.co_consts if isinstance(const, CodeType)))
+def _names_in(value: Any) -> set[Any]:
+    """Names and texts in a function, method or property, and in functions within it."""
+    function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+    code = value if isinstance(value, CodeType) else getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return set()
+    inner = [_names_in(const) for const in code.co_consts if isinstance(const, CodeType)]
+    return {*code.co_names, *(const for const in code.co_consts if isinstance(const, str))}.union(*inner)
 
 
 def _arguments(name: str, reference: Callable[..., Any]) -> tuple[list[str], int]:
