@@ -29,4 +29,3 @@ def same(request: pytest.FixtureRequest) -> Callable[..., None]:
     from harness import same
 
     return partial(same, closures=request.param)
-

@@ -78,7 +78,7 @@ WITHIN_EPOCH = Deviation(
 )
 EPOCH_AFTER_RESUME = Deviation(
     "a run that goes on knows its epoch from the start, where Lightning counts it on after the sanity check",
-    unseen=r".*\bsanity\b|L\.|\w+\.val_dataloader",
+    unseen=r".*\bsanity\b|L\.|\w+\.(train|val)_dataloader",
 )
 PARTIAL_WINDOW = Deviation(
     "a partial window of accumulated gradients is divided by its own length: the gradient's size is right",
@@ -94,6 +94,22 @@ TEARDOWN_AFTER_ERROR = Deviation(
     "teardown runs after an error, too: what setup has opened is released",
     ours=r"^[CKMD]\w*\.teardown\(.*\n",
 )
+TEARDOWN_GOES_ON = Deviation(
+    "an error in one teardown does not keep the others from running",
+    ours=r"^M\.teardown\(.*\n(?=\w+\.on_exception)",
+)
+REFUSED_AT_ONCE = Deviation(
+    "what is wrong before anything was set up is raised at once, without on_exception",
+    theirs=r"^\w+\.on_exception\(.*\n|^L\.finalize\(failed.*\n",
+)
+METRICS_RESTORED = Deviation(
+    "a resume knows the values that were logged before it",
+    observed=("callback_metrics", "logged_metrics", "progress_bar_metrics"),
+)
+ASKED_BEFORE_RESUME = Deviation(
+    "a resume asks for the train loader before the sanity check, to see that it is the one the run was using",
+    moved=r"^[MD]\.train_dataloader\(.*\n",
+)
 KEYBOARD_INTERRUPT = Deviation(
     "Ctrl-C is raised to the caller rather than turned into exit code 1, so that notebooks and tests live on",
     observed=("error",),
@@ -104,6 +120,8 @@ REFUSED = Deviation(
 )
 FREQUENCY_IN_STEPS = Deviation(
     "the frequency of a scheduler by steps counts optimizer steps, as its name says, rather than batches",
+    ours=r"^M\.lr_scheduler_step\(.*\n",
+    theirs=r"^M\.lr_scheduler_step\(.*\n",
     values=True,
     observed=NUMBERS,
 )
@@ -118,7 +136,7 @@ MONITORING_LAST = Deviation(
     becomes=r"\2\1",
 )
 LOGGED_BEFORE_SAVING = Deviation(
-    "the values of an epoch are logged before callbacks that monitor run: they see them, and files are never ahead of logs",
+    "the values of an epoch are logged before callbacks that monitor run: files are never ahead of the logs",
     ours=rf"^(L\.log_metrics\(.*\n)((?:{SAVING})+)",
     becomes=r"\2\1",
 )
@@ -128,7 +146,12 @@ SAVED_ONCE = Deviation(
 )
 LOGGED_BEFORE_PLATEAU = Deviation(
     "the values of an epoch reach the loggers before a plateau scheduler looks at them",
-    ours=r"^L\.log_metrics\(.*train_loss_epoch.*\n(?=C\.on_exception)",
+    ours=r"^(L\.log_metrics\(.*_epoch\b.*\n)((?:M\.lr_scheduler_step\(.*\n)+)",
+    becomes=r"\2\1",
+)
+LOGGED_BEFORE_ERROR = Deviation(
+    "the values of an epoch reach the loggers also if what monitors them then fails",
+    ours=r"^L\.log_metrics\(.*_epoch\b.*\n(?=\w+\.on_exception)",
     observed=("log",),
 )
 POSITION_RESTORED = Deviation(
@@ -138,20 +161,18 @@ POSITION_RESTORED = Deviation(
 )
 LAST_IS_NEWEST = Deviation(
     "last.ckpt is written at every trigger, not only when the same trigger has kept a file by score",
-    observed=("last_model_path",),
-)
-MISSING_MONITOR = Deviation(
-    "a monitored name that was never logged ends the run with the names that exist",
-    observed=("error",),
+    ours=rf"^(?:{SAVING})",
+    theirs=rf"^(?:{SAVING})",
+    observed=("last_step",),
 )
 LOSS_IS_CHECKED = Deviation(
     "a loss without gradient is refused when training_step returns it, not by torch in the middle of the backward pass",
     theirs=r"^(\w+\.on_before_zero_grad|M\.optimizer_zero_grad|\w+\.on_before_backward|M\.backward)\(.*\n",
 )
 NUMBERS_ON_LOG_STEPS = Deviation(
-    "logged_metrics and progress_bar_metrics hold what was read on the last log step: nothing waits for the device between",
+    "logged_metrics and progress_bar_metrics hold what the last log step has read: no other waits for the device",
     observed=("logged_metrics", "progress_bar_metrics"),
 )
 
 # Taken out of every comparison; one scenario each holds that they occur.
-EVERYWHERE = (STATE_BEFORE_VALIDATION, SAVED_ONCE, LOGGED_BEFORE_SAVING)
+EVERYWHERE = (STATE_BEFORE_VALIDATION, SAVED_ONCE, LOGGED_BEFORE_SAVING, LOGGED_BEFORE_PLATEAU)

@@ -121,7 +121,8 @@ def state(trainer: Any, module: Any, name: str) -> str:
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         flags.append(f"gradient={sum(float(g.double().sum()) for g in gradients):.9g}" if gradients else "no gradient")
     if name in WITH_RATES:
-        flags.append("lr=" + ",".join(f"{group['lr']:.9g}" for o in trainer.optimizers for group in o.param_groups))
+        groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups if g["params"][0].requires_grad]
+        flags.append("lr=" + ",".join(f"{group['lr']:.9g}" for group in groups))
     return " ".join(flags)
 
 

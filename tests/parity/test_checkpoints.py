@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import deviations
 import parts
 import pytest
 import torch
-from harness import Side
+from harness import Side, same
 
-Same = Callable[..., None]
 # What is logged as val_score, epoch by epoch.
 SCORES = [3.0, 2.0, 2.5, 2.5, 1.0, 1.5]
 
@@ -42,6 +40,8 @@ def checkpointed(side: Side, checkpoint: dict[str, Any], **options: Any) -> Any:
             path = getattr(callback, name)
             side.observe(name, path and str(Path(path).resolve().relative_to(Path.cwd().resolve())))
         side.observe("best", callback.best_model_score)
+        last = callback.last_model_path and torch.load(callback.last_model_path, weights_only=False)["global_step"]
+        side.observe("last_step", last)
         side.observe("kept", sorted(float(score) for score in callback.best_k_models.values()))
     return trainer
 
@@ -76,7 +76,7 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_files(same: Same, name: str) -> None:
+def test_files(name: str) -> None:
     expected = {
         "default": [deviations.LOGGED_BEFORE_SAVING],
         "last": [deviations.SAVED_ONCE],
@@ -86,7 +86,7 @@ def test_files(same: Same, name: str) -> None:
     same(lambda side: checkpointed(side, CHECKPOINTS[name]), *expected.get(name, []))
 
 
-def test_last_follows_every_trigger(same: Same) -> None:
+def test_last_follows_every_trigger() -> None:
     program = lambda side: checkpointed(side, {"monitor": "val_score", "save_last": True})  # noqa: E731
     same(program, deviations.LAST_IS_NEWEST)
 
@@ -96,12 +96,12 @@ def test_last_follows_every_trigger(same: Same) -> None:
     [{"check_val_every_n_epoch": 2}, {"val_check_interval": 2}, {"limit_val_batches": 0}, {"fast_dev_run": True}],
     ids=str,
 )
-def test_files_and_validation(same: Same, options: dict[str, Any]) -> None:
+def test_files_and_validation(options: dict[str, Any]) -> None:
     checkpoint = {} if "limit_val_batches" in options else {"monitor": "val_score", "save_top_k": 2}
     same(lambda side: checkpointed(side, checkpoint, **options))
 
 
-def test_a_checkpoint_is_made_by_default(same: Same) -> None:
+def test_a_checkpoint_is_made_by_default() -> None:
     def program(side: Side) -> None:
         trainer = side.trainer(enable_checkpointing=True)
         trainer.fit(side.module(), parts.loader(4), parts.loader(1))
@@ -145,9 +145,11 @@ STOPPINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", STOPPINGS)
-def test_early_stopping(same: Same, name: str) -> None:
+def test_early_stopping(name: str) -> None:
     stopping, options = STOPPINGS[name]
-    expected = [deviations.TEARDOWN_AFTER_ERROR, deviations.MISSING_MONITOR] * (name == "missing")
+    expected = [deviations.TEARDOWN_AFTER_ERROR, deviations.LOGGED_BEFORE_ERROR, deviations.REFUSED] * (
+        name == "missing"
+    )
     same(lambda side: stopped(side, stopping, **options), *expected)
 
 
@@ -161,21 +163,21 @@ def resumed(side: Side, first: dict[str, Any], second: dict[str, Any], file: str
     trainer.fit(side.module(), datamodule=side.datamodule(), ckpt_path=file)
 
 
-def test_resume_from_the_end_of_an_epoch(same: Same) -> None:
+def test_resume_from_the_end_of_an_epoch() -> None:
     program = lambda side: resumed(side, {"max_epochs": 1}, {"max_epochs": 3}, "files/epoch=0-step=4.ckpt")  # noqa: E731
-    same(program, deviations.EPOCH_AFTER_RESUME)
+    same(program, deviations.EPOCH_AFTER_RESUME, deviations.ASKED_BEFORE_RESUME)
 
 
-def test_resume_of_a_run_that_is_over(same: Same) -> None:
+def test_resume_of_a_run_that_is_over() -> None:
     program = lambda side: resumed(side, {"max_epochs": 2}, {"max_epochs": 2}, "files/epoch=1-step=8.ckpt")  # noqa: E731
-    same(program, deviations.EPOCH_AFTER_RESUME)
+    same(program, deviations.EPOCH_AFTER_RESUME, deviations.ASKED_BEFORE_RESUME, deviations.METRICS_RESTORED)
 
 
-def test_resume_within_an_epoch(same: Same) -> None:
+def test_resume_within_an_epoch() -> None:
     def program(side: Side) -> None:
         resumed(side, {"max_epochs": 2}, {"max_epochs": 3}, "files/epoch=1-step=6.ckpt", every_n_train_steps=3)
 
-    same(program, deviations.POSITION_RESTORED)
+    same(program, deviations.MONITORING_LAST, deviations.POSITION_RESTORED)
 
 
 def stateful(pl: Any) -> type:
@@ -194,7 +196,7 @@ def stateful(pl: Any) -> type:
     return Stateful
 
 
-def test_states_of_callbacks_and_optimizers_are_restored(same: Same) -> None:
+def test_states_of_callbacks_and_optimizers_are_restored() -> None:
     def program(side: Side) -> None:
         trainer = side.trainer(callbacks=[side.callback(stateful)], max_epochs=1)
         trainer.fit(side.module(adam), parts.loader(4))
@@ -224,7 +226,7 @@ def adam(pl: Any) -> type:
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 @pytest.mark.parametrize("which", ["files/epoch=0-step=4.ckpt", "best", "last"])
-def test_evaluation_of_a_file(same: Same, stage: str, which: str) -> None:
+def test_evaluation_of_a_file(stage: str, which: str) -> None:
     def program(side: Side) -> None:
         checkpoint = side.pl.callbacks.ModelCheckpoint(dirpath="files", save_top_k=-1, save_last=True)
         trainer = side.trainer(callbacks=[side.callback(), checkpoint], enable_checkpointing=True)
@@ -244,7 +246,7 @@ def hyperparameters(pl: Any) -> type:
     return Hyperparameters
 
 
-def test_load_from_checkpoint(same: Same) -> None:
+def test_load_from_checkpoint() -> None:
     def program(side: Side) -> None:
         trainer = side.trainer()
         trainer.fit(side.module(hyperparameters, lr=0.05), parts.loader(4))

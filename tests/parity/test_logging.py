@@ -57,7 +57,9 @@ def logging_net(log: Callable[..., None], hook: str = "training_step") -> Any:
     return cls
 
 
-def fit(side: Side, cls: Any, val: tuple[int, ...] = (3,), watched: Any = ("callback_metrics",), **options: Any) -> None:
+def fit(
+    side: Side, cls: Any, val: tuple[int, ...] = (3,), watched: Any = ("callback_metrics",), **options: Any
+) -> None:
     trainer = side.trainer(callbacks=[side.callback(watcher(side, *watched))], **options)
     given = parts.loaders(val) if len(val) > 1 else parts.loader(val[0], first=50)
     trainer.fit(side.module(cls), parts.loader(5), given)
@@ -101,7 +103,9 @@ def test_every_n_steps(name: str, every: int) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2, "limit_train_batches": 4}, {"val_check_interval": 2}])
+@pytest.mark.parametrize(
+    "options", [{"accumulate_grad_batches": 2, "limit_train_batches": 4}, {"val_check_interval": 2}]
+)
 def test_steps_and_accumulation_and_validation(every: int, options: dict[str, Any]) -> None:
     same(lambda side: fit(side, logging_net(STEP["both"]), log_every_n_steps=every, **options))
 
@@ -177,7 +181,7 @@ WRONG: dict[str, Callable[..., None]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_use(name: str) -> None:
-    expected = [deviations.REFUSED] * (name in ("vector", "text", "nested", "no_name"))
+    expected = [deviations.REFUSED] * (name in ("vector", "text", "nested"))
     program = lambda side: fit(side, logging_net(WRONG[name]))  # noqa: E731
     same(program, deviations.TEARDOWN_AFTER_ERROR, *expected, refused=True)
 
@@ -187,7 +191,9 @@ def with_metrics(pl: Any) -> type:
         def __init__(self) -> None:
             super().__init__()
             self.error = torchmetrics.MeanAbsoluteError()
-            self.several = torchmetrics.MetricCollection({"mse": torchmetrics.MeanSquaredError(), "mae": torchmetrics.MeanAbsoluteError()})
+            self.several = torchmetrics.MetricCollection(
+                {"mse": torchmetrics.MeanSquaredError(), "mae": torchmetrics.MeanAbsoluteError()}
+            )
             self.valid = self.several.clone(prefix="val_")
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -251,7 +257,9 @@ def test_callbacks_that_log() -> None:
 
 def test_progress_bar_and_logged_metrics_after_every_evaluation() -> None:
     def program(side: Side) -> None:
-        watching = watcher(side, "progress_bar_metrics", "logged_metrics", moments=["on_validation_end", "on_train_end"])
+        watching = watcher(
+            side, "progress_bar_metrics", "logged_metrics", moments=["on_validation_end", "on_train_end"]
+        )
         trainer = side.trainer(callbacks=[side.callback(watching)])
         trainer.fit(side.module(), parts.loader(3), parts.loader(2))
 

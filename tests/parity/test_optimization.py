@@ -10,6 +10,7 @@ import parts
 import pytest
 import torch
 from harness import Side
+from harness import same as parity
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LinearLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
@@ -103,10 +104,15 @@ def plateau(optimizer: Any) -> ReduceLROnPlateau:
 @pytest.mark.parametrize("name", PLATEAUS)
 def test_plateaus(same: Same, name: str) -> None:
     expected = {
-        "missing": [deviations.LOGGED_BEFORE_PLATEAU, deviations.TEARDOWN_AFTER_ERROR],
+        "missing": [deviations.LOGGED_BEFORE_ERROR, deviations.TEARDOWN_AFTER_ERROR],
         "no_monitor": [deviations.TEARDOWN_AFTER_ERROR],
     }
     same(lambda side: fit(side, configured(entry(plateau, **PLATEAUS[name]))), *expected.get(name, []))
+
+
+def test_values_are_logged_before_a_plateau_scheduler_steps() -> None:
+    configure = configured(entry(plateau, monitor="val_loss"))
+    parity(lambda side: fit(side, configure), deviations.LOGGED_BEFORE_PLATEAU, closures=True)
 
 
 def test_a_bare_plateau_with_a_monitor_beside_it(same: Same) -> None:
@@ -172,7 +178,9 @@ def own_gradients(pl: Any) -> type:
         def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
             optimizer.zero_grad(set_to_none=False)
 
-        def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
+        def configure_gradient_clipping(
+            self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any
+        ) -> None:
             self.clip_gradients(optimizer, gradient_clip_val=0.2, gradient_clip_algorithm="value")
 
     return OwnGradients
@@ -307,5 +315,5 @@ def test_wrong_use_is_refused_at_the_same_point(same: Same, name: str) -> None:
 
     # The first of these is refused by Lightning before setup, so that there is nothing to tear down.
     expected = [deviations.REFUSED] * (name == "two_optimizers")
-    expected += [deviations.TEARDOWN_AFTER_ERROR] * ("manual" not in name)
+    expected += [deviations.REFUSED_AT_ONCE if "manual" in name else deviations.TEARDOWN_AFTER_ERROR]
     same(lambda side: fit(side, cls, **options), *expected, refused=True)
