@@ -371,7 +371,8 @@ def test_max_time_ends_within_an_epoch_and_resuming_changes_no_bit(
     for file in Path("run").rglob("*.*"):
         file.unlink()
     train("run", at("on_train_batch_start", 8, wait), max_time=span)
-    assert "max_time: stopped after 8 steps; saved run/c/last.ckpt" in capsys.readouterr().out
+    saved = Path("run/c/last.ckpt").resolve()
+    assert f"max_time: stopped after 8 steps; saved {saved}" in capsys.readouterr().out
     last = torch.load("run/c/last.ckpt", weights_only=True)
     assert (last["epoch"], last["global_step"], last["state"]["batches_done"]) == (1, 8, 3)
     assert_same(whole, train("run", None, "run/c/last.ckpt"))
