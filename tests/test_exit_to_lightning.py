@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "test": ("test", "--ckpt_path", "best"),
     "validate": ("validate", "--ckpt_path", "last"),
     "predict": ("predict", "--ckpt_path", "best"),
+    "test ours": ("test", "--ckpt_path", "logs/standard_net/ours/checkpoints/best.ckpt"),
     "train on": ("--ckpt_path", "last", "--max_epochs", "4"),
     "auto without a run": (*FEW, "--ckpt_path", "auto", "--run_name", "job"),
     "few": (*FEW, "--run_name", "few"),
@@ -122,10 +123,26 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+def run_main(project: Path, *words: str) -> str:
+    """What `python main.py` prints in a fresh process."""
+    done = subprocess.run([sys.executable, "main.py", *words], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def project(generate: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated project with Lightning for an engine; nothing else is changed, and one dataset added."""
-    project = generate(tmp_path_factory.mktemp("exit"), project_name="Way out")
+def bundled(generate: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated project with its own engine, after a run called ours."""
+    project = generate(tmp_path_factory.mktemp("bundled"), project_name="Way out")
+    run_main(project, *FEW, "--limit_train_batches", "9", "--run_name", "ours")
+    return project
+
+
+@pytest.fixture(scope="module")
+def project(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same project with Lightning for an engine; nothing else is changed, and one dataset added."""
+    project = tmp_path_factory.mktemp("exit") / "project"
+    shutil.copytree(bundled, project)
     text = (ROOT / "docs" / "coming-from-lightning.md").read_text(encoding="utf-8")
     (shim,) = re.findall(r'```python\n(""".*?)```', text, re.DOTALL)
     assert len(shim.splitlines()) <= 12
@@ -139,10 +156,9 @@ def project(generate: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def trained(project: Path) -> dict[str, Any]:
     """What `python main.py` logged, wrote and printed."""
-    done = subprocess.run([sys.executable, "main.py", *FIT], cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    out = run_main(project, *FIT)
     folder = project / "logs" / "standard_net" / "version_0"
-    found = {"out": done.stdout, "config": (folder / "config.yaml").read_text(), "rows": rows(folder / "metrics.csv")}
+    found = {"out": out, "config": (folder / "config.yaml").read_text(), "rows": rows(folder / "metrics.csv")}
     found["files"] = {path.name.split(".")[0] for path in folder.iterdir()}
     found["checkpoints"] = sorted(path.name for path in (folder / "checkpoints").iterdir())
     # As if it had been killed before the test.
@@ -219,6 +235,18 @@ def test_a_saved_config_repeats_a_run_bit_for_bit(outcomes: dict[str, Outcome], 
     first, again = (weights(logs / name / "checkpoints" / "last.ckpt") for name in ("few", "repeated"))
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
     assert "results may differ" not in outcomes["repeat"].err
+
+
+def test_each_trainer_judges_what_the_other_has_trained(
+    bundled: Path, outcomes: dict[str, Outcome], logs: Path
+) -> None:
+    table, judged = rows(bundled / "logs" / "standard_net" / "ours" / "metrics.csv"), outcomes["test ours"].metrics
+    assert all(judged[name] == pytest.approx(last(table, name), rel=1e-4) for name in ("test_acc", "test_loss"))
+    assert "there is no detect_nonfinite, async_save any more" in outcomes["test ours"].err
+    shutil.copytree(logs / "version_0", bundled / "logs" / "standard_net" / "theirs")
+    printed = run_main(bundled, "test", "--ckpt_path", "logs/standard_net/theirs/checkpoints/best.ckpt")
+    for name in ("test_acc", "test_loss"):
+        assert re.search(rf"{name} +{last(rows(logs / 'version_0' / 'metrics.csv'), name):.4f}", printed), printed
 
 
 def test_patience_ends_a_run(logs: Path) -> None:

@@ -255,7 +255,7 @@ WRONG = {
     "a missing split file": (["--split_file", "no.csv"], "no.csv cannot be read"),
     "an unknown set among several": (["--val_datasets", "standard_data", "standart"], "no dataset of that name"),
     "all folds from a checkpoint": (
-        ["--fold", "all", "--num_folds", "2", "--ckpt_path", "x"],
+        ["--fold", "all", "--num_folds", "2", "--ckpt_path", "auto"],
         "--fold all starts anew",
     ),
     "an argument no set takes": (["--data.size", "3"], "--data.size: there is no such argument"),

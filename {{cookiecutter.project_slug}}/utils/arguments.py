@@ -126,7 +126,7 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     checkpoint, saved = _resumed(given)
     net, datasets = _names({**saved, **given})
     parser = _full_parser(net, datasets, interfaces)
-    kept = _without_foreign(saved, net, datasets)
+    kept = _without_foreign(saved, net, datasets, {action.dest for action in parser._actions})
     words = [word for config in (kept, *configs) if config for word in ("--config", yaml.safe_dump(config))]
     words += [f"--{name}={_word(value)}" for name, value in flags.items()]
     words += _lists_in_one_word(rest, parser)
@@ -235,11 +235,15 @@ def _names(given: Mapping[str, Any]) -> tuple[str, list[str]]:
     return str(given.get("model_name") or "standard_net"), list(dict.fromkeys(map(str, named)))
 
 
-def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str]) -> dict[str, Any]:
-    """A saved config without arguments that were meant for another net, or for datasets no longer named."""
+def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str], known: set[str]) -> dict[str, Any]:
+    """A saved config without arguments of another net, of datasets no longer named, and those that are not known."""
     if not saved:
         return {}
-    kept, (old_net, old_datasets) = dict(saved), _names(saved)
+    # Lightning's Trainer and the bundled one have not quite the same.
+    gone = [name for name in saved if name not in known and name not in SECTIONS]
+    if gone and os.environ.get("RANK", "0") == "0":
+        print(f"warning: there is no {', '.join(gone)} any more, which the run has had; left out", file=sys.stderr)
+    kept, (old_net, old_datasets) = {name: saved[name] for name in saved if name not in gone}, _names(saved)
     if old_net != net:
         kept.pop("model", None)
     accepted = {name for dataset in datasets for name in inspect.signature(load_class("data", dataset)).parameters}
