@@ -208,7 +208,7 @@ def test_everything_that_is_decided_is_told(capsys: pytest.CaptureFixture[str]) 
     train([1], ModelCheckpoint("d", "best", verbose=True))
     out = capsys.readouterr().out
     assert f"ModelCheckpoint: after 2 steps, score=1.0: saved {Path('c/best.ckpt').resolve()}" in out
-    assert "ModelCheckpoint: after 4 steps, score=2.0 is not among the best 1" in out
+    assert "ModelCheckpoint: after 4 steps, score=2.0: not among the best 1" in out
     assert f"ModelCheckpoint: after 2 steps, saved {Path('d/best.ckpt').resolve()}" in out
 
 
@@ -296,10 +296,13 @@ def test_before_the_first_step_a_failure_leaves_no_file() -> None:
         ({"save_last": "yes"}, "save_last='yes'; give True, False or 'link'"),
         ({"train_time_interval": 5}, "train_time_interval=5; give a datetime.timedelta"),
         ({"every_n_train_steps": -1}, "every_n_train_steps=-1; give a whole number from 0"),
-        ({"every_n_train_steps": 2, "every_n_epochs": 1}, "every_n_train_steps and every_n_epochs: give one of them"),
+        (
+            {"every_n_train_steps": 2, "every_n_epochs": 1},
+            "every_n_train_steps, every_n_epochs, train_time_interval: give one of them",
+        ),
         (
             {"every_n_epochs": 2, "train_time_interval": timedelta(1)},
-            "every_n_epochs and train_time_interval: give one",
+            "every_n_train_steps, every_n_epochs, train_time_interval: give one of them",
         ),
         ({"filename": "last"}, "filename='last' is the name of another file"),
     ],

@@ -1,12 +1,14 @@
-"""Checkpoint: base of the callbacks that save; they run last. OnExceptionCheckpoint: save when a run fails."""
+"""What callbacks that save have in common. OnExceptionCheckpoint: save when a run fails."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from engine import distributed
+from engine import checkpoint, distributed
 from engine.callback import Callback
 from engine.exceptions import MisconfigurationException
 
@@ -66,3 +68,29 @@ def save_after(trainer: Trainer, exception: BaseException, path: str, weights_on
         return
     trainer.save_checkpoint(path, weights_only)
     print(f"{name}: saved {path}", flush=True)
+
+
+def link(path: Path, name: Path, softly: bool) -> None:
+    """Make `name` the same file as `path`, or a symbolic link to it."""
+    if softly:
+        temporary = name.with_name(f"{name.name}{checkpoint.TEMPORARY}")
+        # Some systems have none, or not for everybody.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(os.path.relpath(path, name.parent))
+            os.replace(temporary, name)
+            return
+    checkpoint.link(path, name)
+
+
+def check_triggers(steps: int | None, epochs: int | None, interval: timedelta | None) -> None:
+    """Refuse numbers that make no sense, and more than one of them."""
+    for name, every in (("every_n_train_steps", steps), ("every_n_epochs", epochs)):
+        if every is not None and (type(every) is not int or every < 0):
+            raise MisconfigurationException(f"{name}={every!r}; give a whole number from 0")
+    if interval is not None and not isinstance(interval, timedelta):
+        raise MisconfigurationException(f"train_time_interval={interval!r}; give a datetime.timedelta")
+    if bool(steps) + bool(epochs) + (interval is not None) > 1:
+        raise MisconfigurationException(
+            "every_n_train_steps, every_n_epochs, train_time_interval: give one of them, or several ModelCheckpoints"
+        )

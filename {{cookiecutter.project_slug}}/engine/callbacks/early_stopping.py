@@ -118,17 +118,13 @@ class EarlyStopping(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Check, if epochs are what counts."""
-        if self._at_epoch_end(trainer):
+        if looks_at_epoch_end(trainer, self.check_on_train_epoch_end):
             self._check(trainer, fresh=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Check, if validations are what counts."""
-        if validated_in_fit(trainer) and not self._at_epoch_end(trainer):
+        if validated_in_fit(trainer) and not looks_at_epoch_end(trainer, self.check_on_train_epoch_end):
             self._check(trainer, fresh=False)
-
-    def _at_epoch_end(self, trainer: Trainer) -> bool:
-        chosen = self.check_on_train_epoch_end
-        return looks_at_epoch_end(trainer) if chosen is None else chosen
 
     def _check(self, trainer: Trainer, fresh: bool) -> None:
         """Tell the trainer if it is time to stop."""
@@ -147,15 +143,13 @@ class EarlyStopping(Callback):
         # A value not reduced over processes may differ between them; any of them ends the run for all.
         judged = distributed.all_gather(self._judge(value))
         stopped = [(reason, message) for reason, message in judged if reason is not EarlyStoppingReason.NOT_STOPPED]
-        message = judged[distributed.rank()][1]
+        message = stopped[0][1] if stopped else judged[distributed.rank()][1] if self.verbose else ""
         if stopped:
             self.stopping_reason, self.stopping_reason_message = stopped[0]
             self.stopped_epoch, trainer.should_stop = trainer.current_epoch, True
-            message = message or stopped[0][1]
-        if trainer.is_global_zero or (self.verbose and not self.log_rank_zero_only):
+        if message and (trainer.is_global_zero or (self.verbose and not self.log_rank_zero_only)):
             where = f"[rank: {distributed.rank()}] " if distributed.active() else ""
-            if message and (stopped or self.verbose):
-                print(f"{where}EarlyStopping: {message}", flush=True)
+            print(f"{where}EarlyStopping: {message}", flush=True)
 
     def _judge(self, value: Tensor) -> tuple[EarlyStoppingReason, str]:
         """Whether to stop, and what there is to say."""

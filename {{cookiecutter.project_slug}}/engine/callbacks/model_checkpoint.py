@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import checkpoint, distributed, resume
-from engine.callbacks.checkpoint import Checkpoint, save_after
+from engine.callbacks.checkpoint import Checkpoint, check_triggers, link, save_after
 from engine.callbacks.monitor import check_mode, looks_at_epoch_end, monitored_value, validated_in_fit
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_weights
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # The file written before the newest one.
 PREVIOUS = "previous.ckpt"
 # Attributes that tell of files: they change once the file is there.
-RANKING = ("best_k_models", "best_model_path", "best_model_score", "current_score", "last_model_path")
+RANKING = ("best_k_models", "best_model_path", "current_score", "last_model_path")
 # {name} or {name:format} in the name of a file.
 FIELD = re.compile(r"\{([^:{}]+)(?::([^{}]*))?\}")
 
@@ -40,19 +40,18 @@ FIELD = re.compile(r"\{([^:{}]+)(?::([^{}]*))?\}")
 class ModelCheckpoint(Checkpoint):
     """Saves the `save_top_k` best by a logged value, and the newest as `last.ckpt`.
 
-    It saves where the value was computed: at the end of epochs or, where the trainer validates more or less often than
-    once an epoch, at the end of validations. Paths change only after a file is complete on disk, and files go only
-    after their successor is. While training, the file that was written before the newest is kept as `previous.ckpt`,
-    should the newest turn out to be damaged. A run that is interrupted leaves its state in `last.ckpt` in any case.
+    It saves at the end of epochs or, where the trainer validates more or less often than once an epoch, at the end of
+    validations. Paths change only after a file is complete on disk, and files go only after their successor is. While
+    training, the file that was written before the newest is kept as `previous.ckpt`, should the newest turn out to be
+    damaged. A run that is interrupted leaves its state in `last.ckpt` in any case.
 
     Args:
         dirpath: Folder; default: `checkpoints` in the trainer's log folder.
-        filename: Name without `.ckpt`; may hold values as in "{epoch}-{val_loss:.2f}", and folders. Default:
-            "{epoch}-{step}". Where a file of that name is there that stays, -v1, -v2, ... is put behind it.
+        filename: Name without `.ckpt`; may hold values as in "{epoch}-{val_loss:.2f}"; default: "{epoch}-{step}".
+            Where another file has that name, -v1, -v2, ... is put behind it.
         monitor: Name of the value that decides; None keeps the newest.
         verbose: Print what is saved, and what is not.
-        save_last: Also keep the newest as `last.ckpt`, whether it is among the best or not; "link" makes that a
-            symbolic link where it is.
+        save_last: Also keep the newest as `last.ckpt`, among the best or not; "link" makes that a symbolic link.
         save_top_k: How many to keep; -1 for all, 0 for none.
         save_on_exception: Save when training fails, too.
         save_weights_only: Leave out what is needed to go on.
@@ -64,12 +63,7 @@ class ModelCheckpoint(Checkpoint):
         save_on_train_epoch_end: Save at the end of epochs, or of validations; default: as above.
         enable_version_counter: Otherwise a file of the same name is overwritten.
 
-    Attributes:
-        best_model_path: The best file; without `monitor` the newest.
-        best_model_score: Its value.
-        best_k_models: The values of the best files.
-        current_score: The value of the file saved last.
-        last_model_path: The newest file, if `save_last`.
+    Without `monitor`, `best_model_path` is the newest file.
     """
 
     CHECKPOINT_JOIN_CHAR = "-"
@@ -98,9 +92,8 @@ class ModelCheckpoint(Checkpoint):
         **older: Any,
     ) -> None:
         refuse_arguments(ModelCheckpoint, older)
-        triggers = {"every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
         check_mode(mode)
-        _check_triggers(triggers, train_time_interval)
+        check_triggers(every_n_train_steps, every_n_epochs, train_time_interval)
         if filename in (self.CHECKPOINT_NAME_LAST, Path(PREVIOUS).stem):
             raise MisconfigurationException(f"filename={filename!r} is the name of another file; choose another name")
         if save_top_k < -1 or (monitor is None and save_top_k > 1):
@@ -118,11 +111,9 @@ class ModelCheckpoint(Checkpoint):
         self.every_n_epochs = default if every_n_epochs is None else every_n_epochs
         self.save_on_train_epoch_end, self.enable_version_counter = save_on_train_epoch_end, enable_version_counter
         self.best_k_models: dict[str, Tensor] = {}
-        self.best_model_path = ""
-        self.best_model_score: Tensor | None = None
+        self.best_model_path = self.last_model_path = ""
         self.current_score: Tensor | None = None
-        self.last_model_path = ""
-        # Files that were there before this run, and the one that it was told to go on from.
+        # Files that were there before this run, the one that it was told to go on from, and its newest.
         self.others: set[str] = set()
         self.resumed_from: Path | None = None
         self.newest: Path | None = None
@@ -137,18 +128,24 @@ class ModelCheckpoint(Checkpoint):
         return f"ModelCheckpoint{ {name: getattr(self, name) for name in names} }"
 
     @property
+    def best_model_score(self) -> Tensor | None:
+        """The value of the best file; None without `monitor`."""
+        return self.best_k_models.get(self.best_model_path)
+
+    @property
     def kth_best_model_path(self) -> str:
         """The worst of the best files, once there are `save_top_k` of them."""
-        full = self.best_k_models and self.monitor is not None and len(self.best_k_models) >= self.save_top_k
+        full = self.best_k_models and len(self.best_k_models) >= self.save_top_k
         return max(self.best_k_models, key=self._rank) if full else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Which files there are, by name, so that a run folder can be moved."""
+        score, current = self.best_model_score, self.current_score
         return {
             "best_k_models": {self._name(path): float(score) for path, score in self.best_k_models.items()},
             "best_model_path": self._name(self.best_model_path),
-            "best_model_score": None if self.best_model_score is None else float(self.best_model_score),
-            "current_score": None if self.current_score is None else float(self.current_score),
+            "best_model_score": None if score is None else float(score),
+            "current_score": None if current is None else float(current),
             "last_model_path": self._name(self.last_model_path),
             "others": sorted(self.others),
             "saved_step": self._saved_step,
@@ -157,13 +154,10 @@ class ModelCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned, as far as the files are in this run's folder."""
-        models = {self._own(name): torch.tensor(float(score)) for name, score in state_dict["best_k_models"].items()}
-        self.best_k_models = {path: score for path, score in models.items() if path}
+        models, current = state_dict["best_k_models"].items(), state_dict["current_score"]
+        self.best_k_models = {path: torch.tensor(float(score)) for name, score in models if (path := self._own(name))}
         self.best_model_path = self._own(state_dict["best_model_path"])
-        if self.best_model_path and state_dict["best_model_score"] is not None:
-            self.best_model_score = torch.tensor(float(state_dict["best_model_score"]))
-        if state_dict["current_score"] is not None:
-            self.current_score = torch.tensor(float(state_dict["current_score"]))
+        self.current_score = None if current is None else torch.tensor(float(current))
         self.last_model_path = self._own(state_dict["last_model_path"])
         self.others = {str(name) for name in state_dict["others"]}
         self._saved_step, self._waiting = int(state_dict["saved_step"]), bool(state_dict["waiting"])
@@ -194,29 +188,30 @@ class ModelCheckpoint(Checkpoint):
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if not stepped or not self._step_is_due(trainer):
             return
-        # The next validation brings a newer value.
-        self._waiting = self.monitor is not None and not self._at_epoch_end(trainer) and validation_due(trainer, True)
+        # Where the next validation brings a newer value.
+        between = self.monitor is not None and not looks_at_epoch_end(trainer, self.save_on_train_epoch_end)
+        self._waiting = between and validation_due(trainer, at_step=True)
         if not self._waiting:
             self._save(trainer, fresh=True, wait=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Save, if validations are what counts."""
-        due = validated_in_fit(trainer) and not self._at_epoch_end(trainer)
+        due = validated_in_fit(trainer) and not looks_at_epoch_end(trainer, self.save_on_train_epoch_end)
         if due and (self._waiting or self._epoch_is_due(trainer)):
             self._save(trainer, fresh=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Save, if epochs are what counts; the newest in any case."""
-        if self._at_epoch_end(trainer):
+        if looks_at_epoch_end(trainer, self.save_on_train_epoch_end):
             if self._waiting or self._epoch_is_due(trainer):
                 self._save(trainer, fresh=True)
-        elif self._epoch_is_due(trainer) and not trainer.fast_dev_run:
+        elif self._epoch_is_due(trainer):
             self._write_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Save the end as the newest, if nothing else was."""
         trainer.writer.wait()
-        if not self.last_model_path and not trainer.fast_dev_run:
+        if not self.last_model_path:
             self._write_last(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
@@ -227,14 +222,13 @@ class ModelCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: Module, exception: BaseException) -> None:
         """Save, if asked to."""
-        if self.save_on_exception and trainer.global_step != self._saved_step:
+        if self.save_on_exception and trainer.stage == "fit" and trainer.global_step != self._saved_step:
             save_after(trainer, exception, str(self._path(trainer, self.filename, "")), self.save_weights_only)
 
     def save_last_now(self, trainer: Trainer) -> Path:
         """Write all that is needed to go on as the newest, whatever else was to be saved when."""
         trainer.writer.wait()
-        path = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path)
-        self._write(trainer, path, path, weights_only=False)
+        path = self._write(trainer, whole=True)
         trainer.writer.wait()
         distributed.barrier()
         return path
@@ -247,7 +241,7 @@ class ModelCheckpoint(Checkpoint):
         return worst is None or bool(current < worst if self.mode == "min" else current > worst)
 
     def format_checkpoint_name(
-        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None
     ) -> str:
         """The path of a file whose name is filled with values; 0 where there is none."""
 
@@ -256,18 +250,13 @@ class ModelCheckpoint(Checkpoint):
             return f"{key}{metrics.get(match[1], 0):{match[2] or ''}}"
 
         name = FIELD.sub(fill, filename or self.filename or f"{{epoch}}{self.CHECKPOINT_JOIN_CHAR}{{step}}")
-        parts = [prefix, name, None if ver is None else f"v{ver}"]
-        name = self.CHECKPOINT_JOIN_CHAR.join(part for part in parts if part)
+        name += "" if ver is None else f"{self.CHECKPOINT_JOIN_CHAR}v{ver}"
         return str(Path(self.dirpath or "", f"{name}{self.FILE_EXTENSION}"))
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
         """Write the best files and their values; default: to `best_k_models.yaml` in the folder."""
         lines = [f"{json.dumps(path)}: {float(score)}\n" for path, score in self.best_k_models.items()]
         Path(filepath or Path(self.dirpath or "", "best_k_models.yaml")).write_text("".join(lines), encoding="utf-8")
-
-    def _at_epoch_end(self, trainer: Trainer) -> bool:
-        chosen = self.save_on_train_epoch_end
-        return looks_at_epoch_end(trainer) if chosen is None else chosen
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -276,168 +265,136 @@ class ModelCheckpoint(Checkpoint):
     def _step_is_due(self, trainer: Trainer) -> bool:
         if self.train_time_interval is None:
             return bool(self.every_n_train_steps) and trainer.global_step % self.every_n_train_steps == 0
-        now = time.monotonic()
-        due = distributed.broadcast(now - self._time >= self.train_time_interval.total_seconds())
-        self._time = now if due else self._time
+        due = distributed.broadcast(time.monotonic() - self._time >= self.train_time_interval.total_seconds())
+        self._time = time.monotonic() if due else self._time
         return due
 
     def _save(self, trainer: Trainer, fresh: bool, wait: bool = False) -> None:
-        """Save what is due: the newest, and one of the best if the value says so.
+        """Save what is due: the newest, and one of the best if the value, which may have to be of this epoch, says so.
 
-        Args:
-            trainer: The trainer.
-            fresh: Whether the value must be of this epoch.
-            wait: Whether a value that is missing may come later.
+        Where `wait`, a value that is missing may come later.
         """
         if trainer.fast_dev_run:
             return
         # What was saved last decides what is among the best now.
         trainer.writer.wait()
         self._saved_step, self._waiting = trainer.global_step, False
-        score: Tensor | None = None
+        score, told = None, ""
         if self.monitor is not None:
             try:
-                score = monitored_value(trainer, self.monitor, "ModelCheckpoint", fresh)
+                score = monitored_value(trainer, self.monitor, "ModelCheckpoint", fresh, wait)
             except MisconfigurationException:
-                score = None
-                if not wait:
-                    # The name is wrong, the epoch was not.
-                    self._write_last(trainer)
-                    raise
+                # The name is wrong, the epoch was not.
+                self._write_last(trainer)
+                raise
             # Every process must come to the same decision, and rank 0's value is the one in the logs.
-            score = distributed.broadcast(score)
+            score, told = distributed.broadcast(score), f"{self.monitor}={score}: "
             self._waiting = score is None and wait
             if score is not None and math.isnan(score):
                 score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
-        if not (self.check_monitor_top_k(trainer, score) if self.monitor else self.save_top_k):
-            self._say(trainer, f"{self.monitor}={score} is not among the best {self.save_top_k}")
+        if self.check_monitor_top_k(trainer, score) if self.monitor else self.save_top_k:
+            path = self._write(trainer, score, among_best=True)
+            told += f"saved {path}"
+        else:
             self._write_last(trainer)
-            return
-        limited = self.save_top_k != -1
-        replaced = self.best_model_path if self.monitor is None else self.kth_best_model_path if limited else ""
-        path, goes = self._path(trainer, self.filename, replaced), replaced if limited else ""
-        last = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path) if self.save_last else None
-        self._write(trainer, path, last, self.save_weights_only, goes, score)
-        self._say(trainer, f"{f'{self.monitor}={score}: ' if self.monitor else ''}saved {path}")
+            told += f"not among the best {self.save_top_k}"
+        if self.verbose and trainer.is_global_zero:
+            print(f"ModelCheckpoint: after {trainer.global_step} steps, {told}", flush=True)
 
     def _write_last(self, trainer: Trainer) -> None:
-        if self.save_last:
-            path = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path)
-            self._write(trainer, path, path, self.save_weights_only)
+        if self.save_last and not trainer.fast_dev_run:
+            self._write(trainer)
 
     def _write(
-        self,
-        trainer: Trainer,
-        path: Path,
-        last: Path | None,
-        weights_only: bool,
-        goes: str = "",
-        score: Tensor | None = None,
-    ) -> None:
-        """Write a file; it holds the ranking that is true once it is there, which becomes this callback's only then."""
-        assert self.dirpath is not None
+        self, trainer: Trainer, score: Tensor | None = None, among_best: bool = False, whole: bool = False
+    ) -> Path:
+        """Write one of the best, or only the last; with all that is needed to go on, where `whole`.
+
+        The file holds the ranking that is true once it is there, which becomes this callback's only then.
+        """
         before = {name: getattr(self, name) for name in RANKING}
+        last, goes = self._path(trainer, self.CHECKPOINT_NAME_LAST, self.last_model_path), ""
+        path = last
+        if among_best:
+            path, goes = self._replacing(trainer)
+            self.best_model_path = str(path)
         if score is not None:
             self.best_k_models = {k: v for k, v in self.best_k_models.items() if k != goes} | {str(path): score}
-            self.best_model_path = min(self.best_k_models, key=self._rank)
-            self.best_model_score, self.current_score = self.best_k_models[self.best_model_path], score
-        elif path != last:
-            self.best_model_path = str(path)
-        self.last_model_path = self.last_model_path if last is None else str(last)
+            self.best_model_path, self.current_score = min(self.best_k_models, key=self._rank), score
+        self.last_model_path = str(last) if self.save_last or not among_best else self.last_model_path
         try:
-            captured = resume.capture(trainer, weights_only)
+            captured = resume.capture(trainer, self.save_weights_only and not whole)
         finally:
             after = {name: getattr(self, name) for name in RANKING}
             vars(self).update(before)
-
-        def committed() -> None:
-            vars(self).update(after)
-            if not distributed.is_rank_zero():
-                return
-            if last is not None and path != last:
-                (_link_softly if self.save_last == "link" else checkpoint.link)(path, last)
-            for file in {goes, before["last_model_path"] if last else ""} - {"", str(path), str(last)}:
-                if Path(file) != self.resumed_from:
-                    Path(file).unlink(missing_ok=True)
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(self)
-
-        if not distributed.is_rank_zero():
+        committed = partial(self._committed, trainer, path, goes, after)
+        if not trainer.is_global_zero:
             committed()
-            return
-        if path.parent != self.dirpath:
+            return path
+        if path.parent != self._folder:
             # A name such as {val/loss} stands for a folder. The folder itself was made when training began.
             make_folder(path.parent)
         # Another ModelCheckpoint may have written it.
-        newest = Path(before["last_model_path"] or str(last)) if self.save_last else self.newest
-        keep = None if newest is None else (newest.resolve(), self.dirpath / PREVIOUS)
+        newest = Path(self.last_model_path or last) if self.save_last else self.newest
+        keep = None if newest is None else (newest.resolve(), self._folder / PREVIOUS)
         trainer.writer.write(captured, path, keep, committed, partial(check_weights, trainer))
-        self.newest = last or path
+        self.newest = last if self.save_last else path
+        return path
+
+    def _committed(self, trainer: Trainer, path: Path, goes: str, after: dict[str, Any]) -> None:
+        """A file is on the disk."""
+        # A last file that is called otherwise each time is one file all the same.
+        gone = {goes, self.last_model_path} - {"", str(path), after["last_model_path"]}
+        vars(self).update(after)
+        if not trainer.is_global_zero:
+            return
+        if self.save_last and str(path) != self.last_model_path:
+            link(path, Path(self.last_model_path), softly=self.save_last == "link")
+        for file in gone:
+            if Path(file).absolute() != self.resumed_from:
+                Path(file).unlink(missing_ok=True)
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)
+
+    def _replacing(self, trainer: Trainer) -> tuple[Path, str]:
+        """Where to write one of the best, and which file goes then."""
+        limited = self.save_top_k != -1
+        replaced = self.best_model_path if self.monitor is None else self.kth_best_model_path if limited else ""
+        return self._path(trainer, self.filename, replaced), replaced if limited else ""
 
     def _path(self, trainer: Trainer, filename: str | None, goes: str) -> Path:
         """Where to write a file; not where another one is that stays, which gets -v1, -v2, ... behind its name."""
-        assert self.dirpath is not None
-        values: dict[str, Any] = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            **trainer.callback_metrics,
-        }
-        values |= {name: int(values[name]) for name in ("epoch", "step")}
-        unknown = {match[1] for match in FIELD.finditer(filename or "")} - values.keys()
-        known = (trainer.state.epoch_over or trainer.current_epoch) and (
-            trainer.metrics.validated or not trainer.validates
-        )
-        if unknown and known:
+        metrics: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        metrics |= trainer.callback_metrics
+        metrics |= {name: int(metrics[name]) for name in ("epoch", "step")}
+        unknown = {match[1] for match in FIELD.finditer(filename or "")} - metrics.keys()
+        over = trainer.state.epoch_over or trainer.current_epoch
+        if unknown and over and (trainer.metrics.validated or not trainer.validates):
             raise MisconfigurationException(
-                f"filename={filename!r}: no {', '.join(sorted(unknown))} was logged, only {', '.join(sorted(values))}"
+                f"filename={filename!r}: no {', '.join(sorted(unknown))} was logged, only {', '.join(sorted(metrics))}"
             )
         savers = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
-        taken = {p for saver in savers for p in (saver.best_model_path, *saver.best_k_models)}
-        taken |= {str(self.dirpath / name) for name in self.others}
-        path, version = self.format_checkpoint_name(values, filename), self.STARTING_VERSION
+        taken = {path for saver in savers for path in (saver.best_model_path, *saver.best_k_models)}
+        taken |= {str(self._folder / name) for name in self.others}
+        path, version = self.format_checkpoint_name(metrics, filename), self.STARTING_VERSION
         while self.enable_version_counter and path != goes and path in taken:
-            path, version = self.format_checkpoint_name(values, filename, ver=version), version + 1
+            path, version = self.format_checkpoint_name(metrics, filename, ver=version), version + 1
         return Path(path)
 
-    def _name(self, path: str) -> str:
+    @property
+    def _folder(self) -> Path:
         assert self.dirpath is not None
-        return Path(os.path.relpath(path, self.dirpath)).as_posix() if path else ""
+        return self.dirpath
+
+    def _name(self, path: str) -> str:
+        return Path(os.path.relpath(path, self._folder)).as_posix() if path else ""
 
     def _own(self, name: str) -> str:
         """The path of a checkpoint that was written to this folder, by its name; empty if it is not there."""
-        assert self.dirpath is not None
-        path = self.dirpath / name
+        path = self._folder / name
         # What a file names is deleted one day: checkpoints of this folder only, and no links out of it.
-        inside = name.endswith(self.FILE_EXTENSION) and path.resolve().is_relative_to(self.dirpath.resolve())
+        inside = name.endswith(self.FILE_EXTENSION) and path.resolve().is_relative_to(self._folder.resolve())
         return str(path) if inside and path.is_file() else ""
 
     def _rank(self, path: str) -> Tensor:
         return self.best_k_models[path] if self.mode == "min" else -self.best_k_models[path]
-
-    def _say(self, trainer: Trainer, message: str) -> None:
-        if self.verbose and trainer.is_global_zero:
-            print(f"ModelCheckpoint: after {trainer.global_step} steps, {message}", flush=True)
-
-
-def _check_triggers(steps_and_epochs: dict[str, int | None], interval: timedelta | None) -> None:
-    for name, every in steps_and_epochs.items():
-        if every is not None and (type(every) is not int or every < 0):
-            raise MisconfigurationException(f"{name}={every!r}; give a whole number from 0")
-    if interval is not None and not isinstance(interval, timedelta):
-        raise MisconfigurationException(f"train_time_interval={interval!r}; give a datetime.timedelta")
-    given = [name for name, every in steps_and_epochs.items() if every] + ["train_time_interval"] * (
-        interval is not None
-    )
-    if len(given) > 1:
-        raise MisconfigurationException(f"{' and '.join(given)}: give one of them, or several ModelCheckpoints")
-
-
-def _link_softly(path: Path, link: Path) -> None:
-    temporary = link.with_name(f"{link.name}{checkpoint.TEMPORARY}")
-    try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(path, link.parent))
-        os.replace(temporary, link)
-    except OSError:
-        # Some systems have none, or not for everybody.
-        checkpoint.link(path, link)

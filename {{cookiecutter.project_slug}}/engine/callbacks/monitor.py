@@ -18,7 +18,7 @@ def check_mode(mode: str) -> None:
         raise MisconfigurationException(f"mode={mode!r}; give 'min' where less is better, 'max' where more is")
 
 
-def monitored_value(trainer: Trainer, name: str, who: str, fresh: bool = True) -> Tensor | None:
+def monitored_value(trainer: Trainer, name: str, who: str, fresh: bool, wait: bool = False) -> Tensor | None:
     """The value logged under `name`, on the CPU.
 
     Args:
@@ -26,6 +26,7 @@ def monitored_value(trainer: Trainer, name: str, who: str, fresh: bool = True) -
         name: Name of the value.
         who: Who asks, for the message.
         fresh: Whether it must be of this epoch.
+        wait: Whether it may come later.
 
     Returns:
         None where it has not been computed, because validation was not due.
@@ -36,17 +37,17 @@ def monitored_value(trainer: Trainer, name: str, who: str, fresh: bool = True) -
     metrics = trainer.callback_metrics
     if name in (trainer.metrics.fresh if fresh else metrics):
         return metrics[name].detach().cpu()
-    if name in metrics or (trainer.validates and not trainer.metrics.validated):
+    if name in metrics or wait or (trainer.validates and not trainer.metrics.validated):
         return None
     raise MisconfigurationException(
         f"{who} watches {name!r}, which was never logged; logged are: {', '.join(sorted(metrics)) or 'none'}"
     )
 
 
-def looks_at_epoch_end(trainer: Trainer) -> bool:
-    """Whether epochs end with a validation, or have none: then values are looked at when an epoch ends."""
+def looks_at_epoch_end(trainer: Trainer, chosen: bool | None) -> bool:
+    """Whether values are looked at when an epoch ends: as was chosen, or where every epoch ends with a validation."""
     once = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
-    return once or not trainer.validates
+    return (once or not trainer.validates) if chosen is None else chosen
 
 
 def validated_in_fit(trainer: Trainer) -> bool:
