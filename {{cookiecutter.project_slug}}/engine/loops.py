@@ -126,10 +126,12 @@ def train_batches(t: Trainer) -> bool:
         skip_rest = train_batch(t, batch, batch_idx)
         t.metrics.scope = None
         t.writer.check()
-        if skip_rest or leaves_epoch(t):
+        # After the last batch the loader is read to its end first, so that its state says so.
+        if skip_rest or (not t.is_last_batch and leaves_epoch(t)):
             return skip_rest
     if not state.batches_done:
         raise MisconfigurationException(f"the train loader gave no batch in epoch {state.epoch}; check its data")
+    leaves_epoch(t)
     return False
 
 

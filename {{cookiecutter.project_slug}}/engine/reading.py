@@ -88,6 +88,9 @@ class Reader:
 
     def state_dict(self, done: int) -> dict[str, Any] | None:
         """What there is to know, beside their number, to go on after `done` batches of an epoch."""
+        if self._resumed is not None:
+            # Nothing was read since.
+            return self._resumed
         if self._source is None or not (done or self._finished):
             return None
         return self._before_ahead if done and self._ahead else self._capture()
