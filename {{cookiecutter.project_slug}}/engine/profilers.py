@@ -10,10 +10,8 @@ They work on their own, too:
 
 from __future__ import annotations
 
-import cProfile
 import inspect
 import io
-import pstats
 import re
 import time
 from collections import defaultdict
@@ -169,64 +167,6 @@ class SimpleProfiler(Profiler):
             print(report)
 
 
-class AdvancedProfiler(Profiler):
-    """Has Python's cProfile look into every action; what runs within an action of its own is told there only.
-
-    Args:
-        dirpath: Folder for files; within a run that of the run by default.
-        filename: Name of a file for the summary, which is printed otherwise.
-        line_count_restriction: Lines for each action: a number, or a share from 0.0 to 1.0.
-        dump_stats: Write a .prof file for each action, too, for `pstats` or snakeviz.
-    """
-
-    def __init__(
-        self,
-        dirpath: str | Path | None = None,
-        filename: str | None = None,
-        line_count_restriction: float = 1.0,
-        dump_stats: bool = False,
-    ) -> None:
-        super().__init__(dirpath, filename)
-        self.line_count_restriction, self.dump_stats = line_count_restriction, dump_stats
-        self.profiled_actions: dict[str, cProfile.Profile] = defaultdict(cProfile.Profile)
-        self._running: list[str] = []
-
-    def start(self, action_name: str) -> None:
-        """Look into it, and no longer into the action around it."""
-        # Python profiles for one at a time.
-        if self._running:
-            self.profiled_actions[self._running[-1]].disable()
-        self._running.append(action_name)
-        self.profiled_actions[action_name].enable()
-
-    def stop(self, action_name: str) -> None:
-        """Go back to the action around it."""
-        if not self._running or self._running[-1] != action_name:
-            raise MisconfigurationException(f"profiler: {action_name!r} is not the action that was started last")
-        self.profiled_actions[self._running.pop()].disable()
-        if self._running:
-            self.profiled_actions[self._running[-1]].enable()
-
-    def summary(self) -> str:
-        """The functions of each action, by the time that they and those they call take."""
-        text = io.StringIO()
-        print(self._title(), file=text)
-        for name, profile in self.profiled_actions.items():
-            print(f"Profile stats for: {name}", file=text)
-            pstats.Stats(profile, stream=text).strip_dirs().sort_stats("cumulative").print_stats(
-                self.line_count_restriction
-            )
-            if self.dump_stats:
-                make_folder(Path(self.dirpath or "."))
-                action = re.sub(r"\W+", "_", name)
-                profile.dump_stats(Path(self.dirpath or ".", f"{self._file_stem()}-{action}.prof"))
-        return text.getvalue() if self.profiled_actions else ""
-
-    def teardown(self, stage: str | None) -> None:
-        """Forget what was recorded."""
-        self.profiled_actions.clear()
-
-
 class PyTorchProfiler(Profiler):
     """Has `torch.profiler` record operators, on CPU and GPU, in some steps of a stage; and writes a trace of them.
 
@@ -354,7 +294,7 @@ class PyTorchProfiler(Profiler):
         torch.profiler.tensorboard_trace_handler(str(folder), self._file_stem())(profiler)
 
 
-PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+PROFILERS = {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}
 
 
 def make_profiler(profiler: Any) -> Any:
