@@ -23,30 +23,11 @@ from engine.exceptions import MisconfigurationException
 
 RichModelSummary = ModelSummary
 
-__all__ = [
-    "BasePredictionWriter",
-    "Callback",
-    "Checkpoint",
-    "EMAWeightAveraging",
-    "EarlyStopping",
-    "GradientAccumulationScheduler",
-    "LambdaCallback",
-    "LearningRateFinder",
-    "LearningRateMonitor",
-    "ModelCheckpoint",
-    "ModelSummary",
-    "OnExceptionCheckpoint",
-    "ProgressBar",
-    "RichModelSummary",
-    "RichProgressBar",
-    "StochasticWeightAveraging",
-    "TQDMProgressBar",
-    "Timer",
-    "WeightAveraging",
-    "find_checkpoint",
-    "print_results",
-    "with_defaults",
-]
+__all__ = ["BasePredictionWriter", "Callback", "Checkpoint", "EMAWeightAveraging", "EarlyStopping"]
+__all__ += ["GradientAccumulationScheduler", "LambdaCallback", "LearningRateFinder", "LearningRateMonitor"]
+__all__ += ["ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary"]
+__all__ += ["RichProgressBar", "StochasticWeightAveraging", "TQDMProgressBar", "Timer", "WeightAveraging"]
+__all__ += ["find_checkpoint", "print_results", "with_defaults"]
 
 
 def with_defaults(

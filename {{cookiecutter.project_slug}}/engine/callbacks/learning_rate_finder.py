@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,17 +27,23 @@ if TYPE_CHECKING:
 BETA = 0.98
 
 
+@dataclass
 class LRFinder:
     """What a search has found.
 
     Attributes:
+        mode: "exponential" or "linear".
+        lr_min: First rate.
+        lr_max: Last rate.
+        num_training: Number of rates.
         results: "lr" and, smoothed, the "loss" of every step.
     """
 
-    def __init__(self, mode: str, lr_min: float, lr_max: float, num_training: int) -> None:
-        self.mode, self.lr_min, self.lr_max, self.num_training = mode, lr_min, lr_max, num_training
-        self.results: dict[str, list[float]] = {"lr": [], "loss": []}
-        self._optimal_idx: int | None = None
+    mode: str
+    lr_min: float
+    lr_max: float
+    num_training: int
+    results: dict[str, list[float]] = field(default_factory=lambda: {"lr": [], "loss": []})
 
     def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
         """The rate at which the loss fell fastest; None if there are too few steps.
@@ -45,7 +52,6 @@ class LRFinder:
             skip_begin: Steps at the beginning that do not count.
             skip_end: Steps at the end that do not count.
         """
-        self._optimal_idx = None
         losses = self.results["loss"]
         counting = [n for n in range(len(losses))[skip_begin : -skip_end or None] if math.isfinite(losses[n])]
         if len(counting) < 2:
@@ -54,8 +60,7 @@ class LRFinder:
             )
             return None
         loss, rate = (torch.tensor([self.results[name][n] for n in counting]) for name in ("loss", "lr"))
-        self._optimal_idx = counting[int(torch.gradient(loss, spacing=[rate])[0].argmin())]
-        return self.results["lr"][self._optimal_idx]
+        return self.results["lr"][counting[int(torch.gradient(loss, spacing=[rate])[0].argmin())]]
 
     def plot(self, suggest: bool = False, show: bool = False, ax: Any = None) -> Any:
         """Draw losses over rates with matplotlib, into `ax` or a new figure, which is returned.
@@ -69,12 +74,11 @@ class LRFinder:
             plt = import_module("matplotlib.pyplot")
         except ModuleNotFoundError as error:
             raise MisconfigurationException("plot needs matplotlib; run: pip install matplotlib") from error
-        ax = plt.subplots()[1] if ax is None else ax
-        ax.plot(self.results["lr"], self.results["loss"])
+        ax, results = plt.subplots()[1] if ax is None else ax, self.results
+        ax.plot(results["lr"], results["loss"])
         ax.set(xlabel="Learning rate", ylabel="Loss", xscale="log" if self.mode == "exponential" else "linear")
-        if suggest and self.suggestion() is not None:
-            best = [[self.results[name][self._optimal_idx or 0]] for name in ("lr", "loss")]
-            ax.plot(*best, markersize=10, marker="o", color="red")
+        if suggest and (rate := self.suggestion()) is not None:
+            ax.plot([rate], [results["loss"][results["lr"].index(rate)]], markersize=10, marker="o", color="red")
         if show:
             plt.show()
         return ax.figure
@@ -164,7 +168,7 @@ class _Steps(Callback):
         self.found, self.threshold = found, threshold
         self.mean = self.best = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Module, *args: Any, **kwargs: Any) -> None:
         found, done = self.found, trainer.global_step
         share = (done + 1) / found.num_training if done else 0.0
         rate = found.lr_min + share * (found.lr_max - found.lr_min)
@@ -198,13 +202,12 @@ def _everything_kept(t: Trainer) -> Iterator[None]:
     """Around training that leaves no trace."""
     running, kept = deepcopy(resume.moment(t)), dict(vars(t))
     running |= {name: [running[name]] * t.world_size for name in resume.OF_EACH_PROCESS}
-    optimizers = [deepcopy(optimizer.state_dict()) for optimizer in t.optimizers]
-    scale = deepcopy(t.precision_plugin.state_dict())
     tensors = {name: value.detach().to("cpu", copy=True) for name, value in _tensors(t.module).items()}
     loader = t.loaders.train().loader
     # Loaders, or their datasets, may keep a state of their own.
-    stateful = [part for part in (loader, getattr(loader, "dataset", None)) if hasattr(part, "load_state_dict")][:1]
-    positions = [deepcopy(part.state_dict()) for part in stateful]
+    parts: list[Any] = [part for part in (loader, getattr(loader, "dataset", None)) if hasattr(part, "load_state_dict")]
+    stateful = [*t.optimizers, t.precision_plugin, *parts[:1]]
+    states = [deepcopy(part.state_dict()) for part in stateful]
     t.state, t.metrics, t.losses = loops.TrainState(seed=t.state.seed), MetricStore(), []
     try:
         yield
@@ -213,9 +216,8 @@ def _everything_kept(t: Trainer) -> Iterator[None]:
         for name, value in _tensors(t.module).items():
             value.data.copy_(tensors[name])
         t.module.zero_grad()
-        for part, state in zip([*t.optimizers, *stateful], [*optimizers, *positions], strict=True):
+        for part, state in zip(stateful, states, strict=True):
             part.load_state_dict(state)
-        t.precision_plugin.load_state_dict(scale)
         resume.restore_running(t, Path(), {**running, "loggers": [], "gradients": {}})
 
 

@@ -133,49 +133,26 @@ class RichProgressBar(ProgressBar):
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Start the bar of a validation on its own; within fit the epoch's bar stays."""
+        """Start the bar of an evaluation on its own; within fit the epoch's bar stays."""
         if trainer.stage != "fit":
-            self._begin("validate", sum(trainer.evaluation_loaders("validation").counts))
-
-    def on_test_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Start the bar of a test."""
-        self._begin("test", sum(trainer.evaluation_loaders("test").counts))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Start the bar of a prediction."""
-        self._begin("predict", sum(trainer.evaluation_loaders("predict").counts))
+            kind = "validation" if trainer.stage == "validate" else trainer.stage
+            self._begin(trainer.stage, sum(trainer.evaluation_loaders(kind).counts))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Move the bar."""
-        if trainer.stage != "fit":
-            self._advance()
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Move the bar."""
-        self._advance()
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Move the bar."""
-        self._advance()
+        if trainer.stage != "fit" and self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Take the bar away."""
         if trainer.stage != "fit":
             self._end()
 
-    def on_test_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Take the bar away."""
-        self._end()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Take the bar away."""
-        self._end()
+    on_test_start = on_predict_start = on_validation_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: Module, exception: BaseException) -> None:
         """Leave the terminal clean."""
@@ -184,16 +161,12 @@ class RichProgressBar(ProgressBar):
     def _begin(self, label: str, total: int | float) -> None:
         if not self.is_enabled or not self._console.is_terminal:
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+        values = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
+        rate, transient = self._refresh_rate or 1, not self._leave
+        self._progress = Progress(
+            *columns, *values, console=self._console, transient=transient, refresh_per_second=rate
         )
-        rate = self._refresh_rate or 1
-        self._progress = Progress(*columns, console=self._console, transient=not self._leave, refresh_per_second=rate)
         known = total if total != float("inf") else None
         self._progress.add_task(label, total=known, values="")
         self._progress.start()
@@ -206,10 +179,6 @@ class RichProgressBar(ProgressBar):
         elif self.is_enabled:
             line = f"{_epoch_label(trainer)}   batch {done}/{trainer.num_training_batches}   {values}"
             self._console.print(line, highlight=False, soft_wrap=True)
-
-    def _advance(self) -> None:
-        if self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0])
 
     def _end(self) -> None:
         if self._progress is not None:

@@ -49,12 +49,13 @@ class StochasticWeightAveraging(Callback):
         rates = swa_lrs if isinstance(swa_lrs, list) else [swa_lrs]
         if not rates or not all(isinstance(rate, float) and rate > 0 for rate in rates):
             raise MisconfigurationException(f"swa_lrs={swa_lrs!r}; give a number such as 0.01, or one for each group")
-        share = type(swa_epoch_start) is float and 0 <= swa_epoch_start <= 1
-        if not share and (type(swa_epoch_start) is not int or swa_epoch_start < 1):
-            message = f"swa_epoch_start={swa_epoch_start!r}; give an epoch from 1, or a share from 0.0 to 1.0"
-            raise MisconfigurationException(message)
-        if annealing_strategy not in ("cos", "linear") or type(annealing_epochs) is not int or annealing_epochs < 0:
-            given = f"annealing_epochs={annealing_epochs!r}, annealing_strategy={annealing_strategy!r}"
+        start, epochs, strategy = swa_epoch_start, annealing_epochs, annealing_strategy
+        if not (0 <= start <= 1 if type(start) is float else type(start) is int and start > 0):
+            raise MisconfigurationException(
+                f"swa_epoch_start={start!r}; give an epoch from 1, or a share from 0.0 to 1.0"
+            )
+        if strategy not in ("cos", "linear") or type(epochs) is not int or epochs < 0:
+            given = f"annealing_epochs={epochs!r}, annealing_strategy={strategy!r}"
             raise MisconfigurationException(f"{given}; give a whole number from 0, and cos or linear")
         if avg_fn is not None and not callable(avg_fn):
             raise MisconfigurationException(f"avg_fn={avg_fn!r}; give a function of (average, newest, number)")
@@ -66,11 +67,8 @@ class StochasticWeightAveraging(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The average, and how far it has come."""
-        return {
-            "n_averaged": int(self.n_averaged),
-            "latest_update_epoch": self._latest_update_epoch,
-            "average_model_state": self._average,
-        }
+        number, epoch = int(self.n_averaged), self._latest_update_epoch
+        return {"n_averaged": number, "latest_update_epoch": epoch, "average_model_state": self._average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""

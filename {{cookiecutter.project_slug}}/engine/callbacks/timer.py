@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 STAGES = ("train", "sanity_check", "validate", "test", "predict")
 
 
+def _noting(times: str, stage: str) -> Any:
+    """A hook that notes the time."""
+
+    def hook(self: Timer, trainer: Trainer, pl_module: Module) -> None:
+        getattr(self, times)[stage] = time.monotonic()
+
+    return hook
+
+
 class Timer(Callback):
     """Measures the time of training, validation and test, and stops training when it is up.
 
@@ -71,33 +80,11 @@ class Timer(Callback):
         """Stop at once if a run that goes on has used its time."""
         self._check(trainer)
 
-    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Note the time."""
-        self._start["train"] = time.monotonic()
+    on_train_start, on_train_end = _noting("_start", "train"), _noting("_end", "train")
+    on_validation_start, on_validation_end = _noting("_start", "validate"), _noting("_end", "validate")
+    on_test_start, on_test_end = _noting("_start", "test"), _noting("_end", "test")
 
-    def on_train_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Note the time."""
-        self._end["train"] = time.monotonic()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Note the time."""
-        self._start["validate"] = time.monotonic()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Note the time."""
-        self._end["validate"] = time.monotonic()
-
-    def on_test_start(self, trainer: Trainer, pl_module: Module) -> None:
-        """Note the time."""
-        self._start["test"] = time.monotonic()
-
-    def on_test_end(self, trainer: Trainer, pl_module: Module) -> None:
-        """Note the time."""
-        self._end["test"] = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Module, *args: Any, **kwargs: Any) -> None:
         """Stop if the time is up."""
         if self._interval == "step":
             self._check(trainer)

@@ -57,11 +57,8 @@ class WeightAveraging(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How many states were averaged, and when last; the average itself is the checkpoint's weights."""
-        return {
-            "latest_update_step": self._latest_update_step,
-            "latest_update_epoch": self._latest_update_epoch,
-            "n_averaged": int(self._n_averaged),
-        }
+        latest = {"latest_update_step": self._latest_update_step, "latest_update_epoch": self._latest_update_epoch}
+        return {**latest, "n_averaged": int(self._n_averaged)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
@@ -84,9 +81,7 @@ class WeightAveraging(Callback):
         """Begin with the weights as they are, if there is no average yet."""
         self._average = self._average or self._copy(pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Module, *args: Any, **kwargs: Any) -> None:
         """Average the weights, if they have changed."""
         step = trainer.global_step
         if step > self._latest_update_step and self.should_update(step_idx=step - 1):
@@ -138,19 +133,18 @@ class WeightAveraging(Callback):
 
     def _update(self, module: Module) -> None:
         newest, parameters = _tensors(module), dict(module.named_parameters())
-        first, moving = not self._n_averaged, []
+        averages: list[Tensor] = []
+        states: list[Tensor] = []
         for name, value in newest.items():
-            floating = value.is_floating_point() or value.is_complex()
-            if first or not floating or not (self._use_buffers or name in parameters):
-                self._average[name].copy_(value.detach())
+            average, floating = self._average[name], value.is_floating_point() or value.is_complex()
+            if not self._n_averaged or not floating or not (self._use_buffers or name in parameters):
+                average.copy_(value.detach())
+            elif self._avg_fn is not None:
+                average.copy_(self._avg_fn(average, value.detach().to(average.device), self._n_averaged))
             else:
-                moving.append(name)
-        averages = [self._average[name] for name in moving]
-        states = [newest[name].detach().to(average.device) for name, average in zip(moving, averages, strict=True)]
-        if self._avg_fn is not None:
-            for average, state in zip(averages, states, strict=True):
-                average.copy_(self._avg_fn(average, state, self._n_averaged))
-        elif moving:
+                averages.append(average)
+                states.append(value.detach().to(average.device))
+        if averages:
             self._multi_avg_fn(averages, states, self._n_averaged)
         self._n_averaged += 1
 
@@ -198,13 +192,10 @@ class EMAWeightAveraging(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether to average the weights after an optimizer step or an epoch, of which the number, from 0, is given."""
-        if step_idx is not None and self.update_every_n_steps:
-            return step_idx >= (self.update_starting_at_step or 0) and step_idx % self.update_every_n_steps == 0
-        return (
-            epoch_idx is not None
-            and epoch_idx >= (self.update_starting_at_epoch or 0)
-            and self.update_starting_at_epoch is not None
-        )
+        every, first = self.update_every_n_steps, self.update_starting_at_epoch
+        if step_idx is not None:
+            return bool(every) and step_idx >= (self.update_starting_at_step or 0) and step_idx % every == 0
+        return epoch_idx is not None and first is not None and epoch_idx >= first
 
 
 def _first_names(module: nn.Module) -> dict[str, str]:
