@@ -233,7 +233,7 @@ def remove_unless_begun(folders: list[Path]) -> None:
         return
     for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
         events.unlink()
-    for name in (CONFIG, LOCK):
+    for name in (CONFIG, LOCK, "hparams.yaml"):
         (folder / name).unlink(missing_ok=True)
     release(folder)
     # The folder of a fold lies within one for all.
