@@ -173,6 +173,12 @@ NUMBERS_ON_LOG_STEPS = Deviation(
     "logged_metrics and progress_bar_metrics hold what the last log step has read: no other waits for the device",
     observed=("logged_metrics", "progress_bar_metrics"),
 )
+NAMED_SETS = Deviation(
+    "validation sets that are given by name are logged by name, not by number, and so is their mean",
+    ours=r"^L\.log_metrics\(.*val_loss/night.*\n",
+    theirs=r"^L\.log_metrics\(.*val_loss/dataloader_idx_0.*\n",
+    observed=NUMBERS[1:],
+)
 
 # Taken out of every comparison; one scenario each holds that they occur.
 EVERYWHERE = (STATE_BEFORE_VALIDATION, SAVED_ONCE, LOGGED_BEFORE_SAVING, LOGGED_BEFORE_PLATEAU)

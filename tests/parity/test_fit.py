@@ -118,6 +118,14 @@ def test_max_steps_mid_epoch_validates(same: Same) -> None:
     same(program, deviations.FINAL_VALIDATION, deviations.WITHIN_EPOCH)
 
 
+def test_validation_sets_by_name(same: Same) -> None:
+    def program(side: Side) -> None:
+        sets = dict(zip(("day", "night"), parts.loaders((2, 3)), strict=True))
+        side.trainer().fit(side.module(parts.several), parts.loader(4), sets)
+
+    same(program, deviations.NAMED_SETS)
+
+
 def test_data_module(same: Same) -> None:
     same(lambda side: side.trainer().fit(side.module(), datamodule=side.datamodule()))
 
