@@ -20,6 +20,7 @@ from engine.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
+    ModelCheckpoint,
     ModelSummary,
     ProgressBar,
     RichModelSummary,
@@ -102,6 +103,17 @@ def test_training_goes_on_with_the_rate_that_was_found() -> None:
     rate = finder.optimal_lr.suggestion()
     assert rate is not None and 1e-4 < rate < 1
     assert model.lr == model.hparams.lr == rate == model.trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def test_a_run_that_goes_on_keeps_the_rate_that_it_has() -> None:
+    saver = ModelCheckpoint("c", save_last=True)
+    finder = LearningRateFinder(min_lr=1e-4, num_training_steps=30, early_stop_threshold=None)
+    first = fit(Net(), loader(64), callbacks=[finder, saver], enable_checkpointing=True)
+    again = LearningRateFinder()
+    run = trainer(callbacks=again, max_epochs=2)
+    run.fit(Net(), loader(64), ckpt_path="c/last.ckpt")
+    assert again.optimal_lr is None
+    assert run.optimizers[0].param_groups[0]["lr"] == first.optimizers[0].param_groups[0]["lr"] != 0.1
 
 
 def test_too_few_steps_suggest_nothing() -> None:

@@ -118,10 +118,17 @@ class LearningRateFinder(Callback):
         self._search = (mode, min_lr, max_lr, num_training_steps)
         self._early_stop_threshold, self._update_attr, self._attr_name = early_stop_threshold, update_attr, attr_name
         self.optimal_lr: LRFinder | None = None
+        self._has_rate = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
+        """A run that goes on has its rate."""
+        self._has_rate = trainer.stage == "fit"
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Search."""
-        self.lr_find(trainer, pl_module)
+        if not self._has_rate:
+            self.lr_find(trainer, pl_module)
+        self._has_rate = False
 
     def lr_find(self, trainer: Trainer, pl_module: Module) -> None:
         """Search; for callbacks that do so at other times, at the start of an epoch, say."""
