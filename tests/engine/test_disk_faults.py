@@ -281,7 +281,8 @@ def test_paths_change_and_old_files_go_only_once_the_new_file_is_on_the_disk() -
     assert seen[0] == ("", "", [])
     best, last, files = seen[1]
     assert (best, last) == ("c/epoch=0.ckpt", "c/last.ckpt") and {"epoch=0.ckpt", "last.ckpt"} <= {*files}
-    assert os.path.relpath(saver.best_model_path) == "c/epoch=2.ckpt" and good_files() == {"epoch=2.ckpt": 12, "last.ckpt": 12}
+    assert os.path.relpath(saver.best_model_path) == "c/epoch=2.ckpt"
+    assert good_files() == {"epoch=2.ckpt": 12, "last.ckpt": 12}
 
 
 class SecondLook(engine.Callback):

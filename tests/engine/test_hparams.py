@@ -438,7 +438,8 @@ def test_a_file_of_either_engine_can_be_tested_by_either(pl: ModuleType, writer:
 
 def test_a_file_of_lightning_cannot_be_resumed_from() -> None:
     fitted(pytorch_lightning, plain(pytorch_lightning)())
-    with pytest.raises(engine.MisconfigurationException, match="a.ckpt is not a checkpoint of this engine .* take its weights by"):
+    refused = "a.ckpt is not a checkpoint of this engine .* take its weights by"
+    with pytest.raises(engine.MisconfigurationException, match=refused):
         trainer(max_epochs=2).fit(plain(engine)(), datamodule=datamodule(engine)(), ckpt_path="a.ckpt")
 
 

@@ -193,7 +193,7 @@ def other() -> Any:
 ERRORS = {
     "an empty list": (lambda o: [], "returned nothing; return an optimizer"),
     "text": (lambda o: "adam", "returned str"),
-    "two optimizers": (lambda o: [o, o], "returned 2 optimizers; set self.automatic_optimization = False"),
+    "two optimizers": (lambda o: [o, o], "returned 2 optimizers; set self.automatic_optimization"),
     "two lists": (lambda o: ([o, o], [halving(o)]), "returned 2 optimizers"),
     "a dict without one": (lambda o: {"lr_scheduler": halving(o)}, r"a dict of \['lr_scheduler'\]"),
     "an unknown key": (lambda o: {"optimizer": o, "scheduler": halving(o)}, r"a dict of \['optimizer', 'scheduler'\]"),
@@ -201,7 +201,7 @@ ERRORS = {
     "a scheduler dict without one": (lambda o: ([o], [{"interval": "step"}]), "'scheduler' is required"),
     "no scheduler": (lambda o: ([o], ["cosine"]), "str is no scheduler"),
     "an interval": (lambda o: ([o], [{"scheduler": halving(o), "interval": "batch"}]), "interval 'batch'; give"),
-    "a frequency": (lambda o: ([o], [{"scheduler": halving(o), "frequency": 0}]), "frequency 0; give a whole number from 1"),
+    "a frequency": (lambda o: ([o], [{"scheduler": halving(o), "frequency": 0}]), "frequency 0; give a whole number"),
     "a plateau without monitor": (lambda o: ([o], [ReduceLROnPlateau(o)]), "ReduceLROnPlateau needs a value"),
     "another optimizer's": (lambda o: ([o], [halving(other())]), "configure_optimizers did not return"),
 }

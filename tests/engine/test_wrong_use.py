@@ -227,7 +227,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         r"write callbacks=\[GradientAccumulationScheduler\(",
     ),
     "a time in words": ({"max_time": "1 hour"}, "max_time='1 hour'; give days:hours:minutes:seconds"),
-    "an unknown profiler": ({"profiler": "fast"}, "profiler='fast'; give simple, advanced, pytorch, or a Profiler"),
+    "an unknown profiler": ({"profiler": "fast"}, "profiler='fast'; give simple, pytorch, or a Profiler"),
     "an unknown logger": ({"logger": "wandb"}, "logger='wandb' has no log_metrics, .*; give an object of a subclass"),
     "what is no callback": (
         {"callbacks": [print]},

@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,7 @@ def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
     """Refuse methods of classes that look like hooks of `base` and are none."""
     members = [(cls, name, value) for cls in own for name, value in vars(cls).items()]
     for cls, name, _ in (member for member in members if isinstance(member[2], FunctionType)):
-        spelt = name.replace("on_val_", "on_validation_")
-        nearest = difflib.get_close_matches(spelt, hooks, 1, 0.6 if name.startswith("on_") else 0.92)
+        nearest = _nearest(name, tuple(hooks))
         like_a_hook = name.startswith("on_") or (nearest and not re.search(r"^_|\d", name))
         if hasattr(base, name) or name in hooks or not (like_a_hook or name in HOOKS):
             continue
@@ -78,6 +78,13 @@ def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
             f"{cls.__name__}.{name} would never be called: {base.__name__} has no hook of that name; "
             f"{HOOKS.get(name, guess)}"
         )
+
+
+@cache
+def _nearest(name: str, hooks: tuple[str, ...]) -> list[str]:
+    """The hook that a name is most like, if it is like one."""
+    spelt = name.replace("on_val_", "on_validation_")
+    return difflib.get_close_matches(spelt, hooks, 1, 0.6 if name.startswith("on_") else 0.92)
 
 
 def _names_in(value: Any) -> set[Any]:

@@ -37,6 +37,7 @@ class Meter:
         total: Sum (weighted, for means), minimum or maximum since the epoch began, float64 where the device has it.
         weight: Number of samples behind `total`.
         metric: The torchmetrics object that was logged, which keeps the epoch's value itself.
+        home: The loader in which it was first logged, whether its name says so or not; None outside loaders.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Meter:
     total: Value | None = None
     weight: float = 0.0
     metric: Metric | None = None
+    home: str | None = None
 
     def label(self, suffix: str = "") -> str:
         """Full name; the suffix "_step" or "_epoch" counts only where both of these values are logged."""

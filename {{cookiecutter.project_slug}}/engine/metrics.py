@@ -83,7 +83,7 @@ class MetricStore:
         options = _resolve(scope, options)
         if meter is None:
             _check(name, scope, options)
-            meter = self.meters[key] = Meter(name, key[3], options)
+            meter = self.meters[key] = Meter(name, key[3], options, home=self.loader)
         elif meter.options != options:
             raise MisconfigurationException(
                 f"self.log({name!r}, ...) was called before with other options ({meter.options}); give the same ones"

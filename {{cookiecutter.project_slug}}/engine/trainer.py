@@ -92,7 +92,7 @@ class Trainer(TrainerArguments, TrainerProperties):
             raise MisconfigurationException("val_dataloaders were given, but the model has no validation_step")
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with lifecycle.run(self, "fit", model, datamodule, given):
-            found = find_checkpoint(self, ckpt_path)
+            found = self._find(ckpt_path)
             resume.restore_weights(self, found)
             lifecycle.prepare_training(self)
             call_both(self, Callback.on_fit_start)
@@ -186,7 +186,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         refuse_trust(weights_only)
         model, ckpt_path = self._or_last(model, ckpt_path)
         with lifecycle.run(self, "predict", model, datamodule, {"predict": dataloaders}):
-            resume.restore_weights(self, find_checkpoint(self, ckpt_path))
+            resume.restore_weights(self, self._find(ckpt_path))
             self._log_hyperparams()
             predictions: list[Any] | None = None if return_predictions is False else []
             evaluate(self, "predict", predictions)
@@ -244,7 +244,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         kind = {"validate": "val", "test": "test"}[stage]
         model, ckpt_path = self._or_last(model, ckpt_path)
         with lifecycle.run(self, stage, model, datamodule, {kind: dataloaders}):
-            resume.restore_weights(self, find_checkpoint(self, ckpt_path))
+            resume.restore_weights(self, self._find(ckpt_path))
             self._log_hyperparams()
             results = evaluate(self, {"validate": "validation", "test": "test"}[stage])
         if verbose and distributed.is_rank_zero():
@@ -311,6 +311,11 @@ class Trainer(TrainerArguments, TrainerProperties):
                 "or ckpt_path"
             )
         return self.module, ckpt_path or "best"
+
+    def _find(self, ckpt_path: str | os.PathLike[str] | None) -> tuple[Path, checkpoint.Checkpoint] | None:
+        found = find_checkpoint(self, ckpt_path)
+        self.ckpt_path = None if found is None else str(found[0])
+        return found
 
     def _log_hyperparams(self) -> None:
         if self.enable_autolog_hparams:
