@@ -312,11 +312,6 @@ class Trainer(TrainerArguments, TrainerProperties):
             )
         return self.module, ckpt_path or "best"
 
-    def _find(self, ckpt_path: str | os.PathLike[str] | None) -> tuple[Path, checkpoint.Checkpoint] | None:
-        found = find_checkpoint(self, ckpt_path)
-        self.ckpt_path = None if found is None else str(found[0])
-        return found
-
     def _log_hyperparams(self) -> None:
         if self.enable_autolog_hparams:
             with faults.writing_logs(self):
@@ -332,6 +327,11 @@ class Trainer(TrainerArguments, TrainerProperties):
         self.optimizers, self.lr_scheduler_configs, self.lightning_optimizers = [], [], []
         self.transfer_hooks: list[Callable[..., Any]] = []
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
-        self.ckpt_path: str | os.PathLike[str] | None = None
+        self.ckpt_path: str | None = None
         self._loaded_in_epoch = 0
         self.dispatch(self.callbacks)
+
+    def _find(self, ckpt_path: str | os.PathLike[str] | None) -> tuple[Path, checkpoint.Checkpoint] | None:
+        found = find_checkpoint(self, ckpt_path)
+        self.ckpt_path = None if found is None else str(found[0])
+        return found
