@@ -58,8 +58,9 @@ class DInterface(engine.DataModule):
         data: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["data"])
-        self.data = self.hparams["data"] = {k: v for k, v in (data or {}).items() if v is not None}
+        data = {name: value for name, value in (data or {}).items() if value is not None}
+        self.save_hyperparameters()
+        self.data = data
         default = dataset or train_dataset or "standard_data"
         self.train_name = train_dataset or default
         tests = test_datasets or [default]

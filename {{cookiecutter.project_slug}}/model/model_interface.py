@@ -81,8 +81,8 @@ class MInterface(engine.Module):
         model: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["model"])
-        self.hparams["model"] = {name: value for name, value in (model or {}).items() if value is not None}
+        model = {name: value for name, value in (model or {}).items() if value is not None}
+        self.save_hyperparameters()
         self.net = None
         self.frozen: list[nn.Module] = []
         # A collection for each validation and test set, made when the set is first seen.
