@@ -28,8 +28,9 @@ demo: $(STAMP)
 	@"$(MAKE)" --no-print-directory -C build/demo/my-project train VENV="$(CURDIR)/.venv"
 	@echo "Its folder       build/demo/my-project"
 
+# One test process for each CPU, with one thread each, so that they do not get in each other's way.
 test: $(STAMP)
-	.venv/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto $(ARGS)
 
 lint: $(STAMP)
 	.venv/bin/python -m ruff check .

@@ -144,14 +144,14 @@ def test_an_attribute_of_the_trainer_that_is_no_more_is_refused_with_todays() ->
     for owner, name in ((owner, name) for owner in (engine.Trainer, trainer()) for name in TRAINER):
         with pytest.raises(engine.MisconfigurationException) as caught:
             getattr(owner, name)
-        assert str(caught.value) == f"Trainer.{name} is of older versions; {TRAINER[name]}"
+        assert str(caught.value) == f"Trainer.{name} is not here; {TRAINER[name]}"
         assert not hasattr(owner, name)
 
 
 @pytest.mark.parametrize("module", ["engine", "engine.callbacks", "engine.loggers", "engine.utilities", "engine.core"])
 def test_a_name_that_is_no_more_is_refused_with_todays(module: str) -> None:
     for name, advice in NAMES.items():
-        message = re.escape(f"{module}.{name} is of older versions; {advice}")
+        message = re.escape(f"{module}.{name} is not here; {advice}")
         with pytest.raises(engine.MisconfigurationException, match=message):
             getattr(importlib.import_module(module), name)
         with pytest.raises(engine.MisconfigurationException, match=message):

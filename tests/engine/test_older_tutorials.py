@@ -66,7 +66,7 @@ def test_a_system_of_spring_2020() -> None:
     names = follow(
         "system_of_spring_2020",
         [
-            ("engine.data_loader is of older versions; write the loader's hook without", "    @pl.data_loader\n", ""),
+            ("engine.data_loader is not here; write the loader's hook without", "    @pl.data_loader\n", ""),
             ("default_save_path=...: write default_root_dir=", "default_save_path", "default_root_dir"),
             ("max_nb_epochs=3: write max_epochs=3", "max_nb_epochs=3", "max_epochs=3"),
             ("row_log_interval=2: write log_every_n_steps=2", "row_log_interval=2", "log_every_n_steps=2"),
@@ -115,17 +115,17 @@ def test_results_of_summer_2020() -> None:
         "results_of_summer_2020",
         [
             (
-                "callbacks.LearningRateLogger is of older versions; write LearningRateMonitor",
+                "callbacks.LearningRateLogger is not here; write LearningRateMonitor",
                 "RateLogger",
                 "RateMonitor",
             ),
             (
-                "functional.accuracy is of older versions; write torchmetrics.functional",
+                "functional.accuracy is not here; write torchmetrics.functional",
                 "engine.metrics.",
                 "torchmetrics.",
             ),
             (
-                'Trainer.add_argparse_args is of older versions; write parser.add_argument("--max_epochs", type=int)',
+                'Trainer.add_argparse_args is not here; write parser.add_argument("--max_epochs", type=int)',
                 "parser = pl.Trainer.add_argparse_args(parser)",
                 'parser.add_argument("--max_epochs", type=int)',
             ),
@@ -133,7 +133,7 @@ def test_results_of_summer_2020() -> None:
             ("period=1: write every_n_epochs=1", "period=1", "every_n_epochs=1"),
             ("prefix='': write dirpath=", ', prefix=""', ""),
             (
-                "Trainer.from_argparse_args is of older versions; write parser",
+                "Trainer.from_argparse_args is not here; write parser",
                 "pl.Trainer.from_argparse_args(\n    args,",
                 "pl.Trainer(\n    max_epochs=args.max_epochs,",
             ),
@@ -148,8 +148,8 @@ def test_results_of_summer_2020() -> None:
                 "train_dataloaders=",
             ),
             ("on_epoch_end would never be called: ", "on_epoch_end(self)", "on_train_epoch_end(self)"),
-            ("engine.EvalResult is of older versions; log by self.log(name, value)", EVAL_RESULT, LOGGED),
-            ("engine.TrainResult is of older versions; log by self.log(name, value), and return", TRAIN_RESULT, LOSS),
+            ("engine.EvalResult is not here; log by self.log(name, value)", EVAL_RESULT, LOGGED),
+            ("engine.TrainResult is not here; log by self.log(name, value), and return", TRAIN_RESULT, LOSS),
         ],
     )
     assert names["trainer"].callback_metrics["val_acc"] > 0.9
@@ -161,14 +161,14 @@ def test_an_autoencoder_of_2021() -> None:
     names = follow(
         "autoencoder_of_2021",
         [
-            ("GPUStatsMonitor is of older versions; log torch.cuda", "GPUStatsMonitor, ", "", "GPUStatsMonitor(),", ""),
+            ("GPUStatsMonitor is not here; log torch.cuda", "GPUStatsMonitor, ", "", "GPUStatsMonitor(),", ""),
             (
                 "DataModule has no argument train_transforms=None: set it in an __init__ of your own; and no ",
                 "train_transforms=None, val_transforms=None, dims=(1, 8, 8)",
                 "",
             ),
             (
-                "metrics.MeanSquaredError is of older versions; write torchmetrics.Mean",
+                "metrics.MeanSquaredError is not here; write torchmetrics.Mean",
                 "pl.metrics",
                 "torchmetrics",
                 "import torch\n",
@@ -181,7 +181,7 @@ def test_an_autoencoder_of_2021() -> None:
             ("terminate_on_nan=True: leave it out", "    terminate_on_nan=True,\n", ""),
             ("stochastic_weight_avg=False: write callbacks=[Stoch", "    stochastic_weight_avg=False,\n", ""),
             ("flush_logs_every_n_steps=100: leave it out; log_every", "    flush_logs_every_n_steps=100,\n", ""),
-            ("accelerator='ddp' is of older versions; write accelerator=", 'accelerator="ddp"', 'accelerator="cpu"'),
+            ("accelerator='ddp' is not here; write accelerator=", 'accelerator="ddp"', 'accelerator="cpu"'),
             (
                 "PrintAndCount.on_init_end would never be called: Callback has no hook of that name; write setup",
                 "def on_init_end(self, trainer)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -289,8 +290,10 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
             raise MisconfigurationException(
                 f"self.log({name!r}, sync_dist_group=...): leave it out; all processes count"
             )
-        if metric_attribute is not None and dict(self.named_modules()).get(metric_attribute) is not value:
-            raise MisconfigurationException(f"self.log({name!r}): the metric is not self.{metric_attribute}")
+        if metric_attribute is not None:
+            parts = metric_attribute.split(".")
+            if reduce(lambda part, attribute: getattr(part, attribute, None), parts, cast(Any, self)) is not value:
+                raise MisconfigurationException(f"self.log({name!r}): the metric is not self.{metric_attribute}")
         if rank_zero_only and not is_rank_zero():
             return
         options = LogOptions(

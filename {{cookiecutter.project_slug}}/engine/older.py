@@ -170,11 +170,11 @@ def _find(module: str, name: str) -> Any:
     if f"{module}.{name}" in sys.modules:
         return sys.modules[f"{module}.{name}"]
     if name in NAMES:
-        raise MisconfigurationException(f"{module}.{name} is of older versions; {NAMES[name]}")
+        raise MisconfigurationException(f"{module}.{name} is not here; {NAMES[name]}")
     metrics = torchmetrics.functional if ".functional" in module else torchmetrics
     if module.startswith("engine.metrics") and name in metrics.__all__:
         advice = f"write {metrics.__name__}.{name}, with task= and num_classes= for a classification"
-        raise MisconfigurationException(f"{module}.{name} is of older versions; {advice}")
+        raise MisconfigurationException(f"{module}.{name} is not here; {advice}")
     if isinstance(sys.modules[module], _OlderModule) and name in TYPES:
         return Any
     places = ("engine", "engine.callbacks", "engine.loggers", "engine.profilers", "engine.distributed")
@@ -191,4 +191,4 @@ def find_older_names(trainer: type[Trainer]) -> None:
     for module in ("engine", "engine.callbacks", "engine.loggers", "engine.metrics", "engine.utilities"):
         vars(sys.modules[module])["__getattr__"] = partial(_find, module)
     for name, advice in TRAINER.items():
-        setattr(trainer, name, _Removed(f"Trainer.{name} is of older versions; {advice}"))
+        setattr(trainer, name, _Removed(f"Trainer.{name} is not here; {advice}"))
