@@ -128,9 +128,6 @@ class TrainerArguments:
 
         Raises:
             MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
-
-        Raises:
-            MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
         """
         refuse_arguments(type(self), older)
         refuse_values(accelerator=accelerator, strategy=strategy, profiler=profiler, max_steps=max_steps)

@@ -23,7 +23,8 @@ class Callback:
     """Base of all callbacks. `trainer` runs the loop, `pl_module` is the model (Lightning's name for it).
 
     Attributes:
-        monitoring: Run `on_train_epoch_end` after the module's own and after the epoch's metrics are known.
+        monitoring: Run `on_train_batch_end` and `on_train_epoch_end` after the module's own, and after what was logged
+            there is known.
     """
 
     monitoring: ClassVar[bool] = False

@@ -17,7 +17,6 @@ and, unless only weights were asked for:
     optimizer_states            [dict]: one state_dict() per optimizer
     lr_schedulers               [dict]: one state_dict() per scheduler
     precision                   dict: state of the loss scale under fp16
-    gradients                   {name: Tensor}: within a window of accumulated gradients, those so far
     callbacks                   {state_key: dict}
     datamodule                  dict: what the data module's state_dict() gave
     state                       dict: where training goes on, the fields of engine.loops.TrainState
@@ -26,6 +25,7 @@ and, unless only weights were asked for:
     loggers                     [dict or None]: how far each logger had come
     meters                      [dict]: running values of self.log, one per process, as is the rest
     metrics                     [{name: {values, updates}}]: states of torchmetrics objects in the module
+    gradients                   [{name: Tensor}]: within a window of accumulated gradients, those so far
     rng, loaders                [dict]: random number generators, and train loaders that keep a state
 
 Hooks may add keys of their own. Since there is nothing but plain data inside, reading needs no trust

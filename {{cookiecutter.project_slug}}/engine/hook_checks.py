@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.callback import Callback
 from engine.datamodule import DataModule
+from engine.distributed import rank_zero_warn
 from engine.exceptions import MisconfigurationException
 from engine.hooks import is_overridden
 from engine.module import Module
@@ -64,20 +65,31 @@ def _older_hook(self: Module, outputs: Any) -> None: ...
 
 def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
     """Refuse methods of classes that look like hooks of `base` and are none."""
-    members = [(cls, name, value) for cls in own for name, value in vars(cls).items()]
-    for cls, name, _ in (member for member in members if isinstance(member[2], FunctionType)):
+    # Of other classes, which know nothing of the engine, methods may have any name.
+    members = [(cls, name, value) for cls in own if issubclass(cls, base) for name, value in vars(cls).items()]
+    for cls, name, method in (member for member in members if isinstance(member[2], FunctionType)):
         nearest = _nearest(name, tuple(hooks))
         like_a_hook = name.startswith("on_") or (nearest and not re.search(r"^_|\d", name))
         if hasattr(base, name) or name in hooks or not (like_a_hook or name in HOOKS):
             continue
         # What other members of the class call is its own affair.
-        if any(name in _names_in(value) for _, other, value in members if other != name):
+        others = [value for _, other, value in members if other != name]
+        if any(name in _names_in(value) or _holds(value, method) for value in others):
             continue
-        guess = f"did you mean {nearest[0]}?" if nearest else "rename it, or move its work into a real hook"
+        if not nearest and name not in HOOKS:
+            rank_zero_warn(f"{cls.__name__}.{name} looks like a hook, and {base.__name__} has none of that name")
+            continue
+        guess = f"did you mean {nearest[0]}?" if nearest else ""
         raise MisconfigurationException(
             f"{cls.__name__}.{name} would never be called: {base.__name__} has no hook of that name; "
             f"{HOOKS.get(name, guess)}"
         )
+
+
+def _holds(value: Any, method: FunctionType) -> bool:
+    """Whether a member of a class is the same method under another name, or has it inside."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return any(getattr(one, "func", one) is method for one in inside)
 
 
 @cache
@@ -110,6 +122,9 @@ def _arguments(name: str, reference: Callable[..., Any]) -> tuple[list[str], int
 def _check_signature(where: str, hook: Callable[..., Any], names: list[str], least: int) -> None:
     """Compare a hook with what it is called with: by position, and by name where it uses the same names."""
     taken = inspect.signature(hook)
+    # What stands around a hook may give it more than it is given.
+    if hasattr(hook, "__wrapped__") and any(p.kind is p.VAR_POSITIONAL for p in _around(hook).parameters.values()):
+        return
     own = [p.name for p in taken.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     fits = any(_binds(taken, count) for count in range(least, len(names) + 1))
     moved = any(n in names and names.index(n) != position for position, n in enumerate(own))
@@ -121,6 +136,10 @@ def _check_signature(where: str, hook: Callable[..., Any], names: list[str], lea
     advice = [f"write def {where.partition('.')[2]}({', '.join(['self', *names])})"]
     advice += [f"instead of {n}, {PARAMETERS[n]}" for n in old if PARAMETERS[n]]
     raise MisconfigurationException(f"{where} takes ({', '.join(taken.parameters)}); {'; '.join(advice)}")
+
+
+def _around(hook: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(hook, follow_wrapped=False)
 
 
 def _binds(signature: inspect.Signature, count: int) -> bool:
@@ -157,7 +176,7 @@ def _check_returned(owner: str, name: str, hook: Callable[..., Any]) -> None:
         tree = ast.parse(textwrap.dedent(inspect.getsource(hook)))
     except (OSError, TypeError, SyntaxError):
         return
-    for value in [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]:
+    for value in _returned(tree.body[0]):
         if name != "on_save_checkpoint":
             items = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
             logged: dict[Any, Any] = {
@@ -167,3 +186,10 @@ def _check_returned(owner: str, name: str, hook: Callable[..., Any]) -> None:
         # A call is taken for that of the parent.
         elif not isinstance(value, ast.Call | ast.Constant):
             raise MisconfigurationException(f"{owner}.{name} returns a state; write state_dict(self), which returns it")
+
+
+def _returned(node: ast.AST) -> list[ast.expr]:
+    """The values that a function returns, without those of functions within it."""
+    found = [node.value] if isinstance(node, ast.Return) and node.value is not None else []
+    inner = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+    return found + [v for child in ast.iter_child_nodes(node) if not isinstance(child, inner) for v in _returned(child)]

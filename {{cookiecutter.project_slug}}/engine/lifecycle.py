@@ -82,6 +82,7 @@ def _ending(t: Trainer, stage: str, errors: list[BaseException]) -> Iterator[Cal
     if t.profiler is not None:
         yield t.profiler.describe
     yield t.loaders.close
+    t.metrics.batch = None
     # Lets go of DDP, which would keep the process group alive beyond its end.
     t.strategy = Strategy(t.module.training_step)
     status = "failed" if errors else "success"
@@ -104,6 +105,8 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     for name, value in given.items():
         if isinstance(value, DataModule):
             datamodule, given = value, {**given, name: None}
+    if datamodule is not None and (both := [name for name, value in given.items() if value is not None]):
+        raise MisconfigurationException(f"{both[0]} loaders and a data module were given; give one of the two")
     t.stage, t.module, t.datamodule = stage, model, datamodule
     t.should_stop = t.sanity_checking = False
     t.before_validation, t.resumed, t.losses = None, None, []
@@ -123,8 +126,9 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     t.loaders = Loaders(sources, given, limits, share=t.use_distributed_sampler, ordered=bool(t.overfit_batches))
     returned = model.configure_callbacks()
     own = [returned] if isinstance(returned, Callback) else list(returned)
-    # A model's callbacks replace the trainer's of the same type.
-    t.dispatch(with_older_hooks(model, [c for c in t.callbacks if type(c) not in {type(mine) for mine in own}] + own))
+    # A model's callbacks replace the trainer's of the same type, or of a type that theirs is made of.
+    others = [c for c in t.callbacks if not any(isinstance(mine, type(c)) for mine in own)]
+    t.dispatch(with_older_hooks(model, others + own))
     for callback in t.callbacks:
         callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
     look_up_hooks(t)
@@ -198,4 +202,9 @@ def prepare_training(t: Trainer) -> None:
     t.optimizers, t.lr_scheduler_configs = parse_optimizers(module.configure_optimizers(), module)
     t.lightning_optimizers = [LightningOptimizer(optimizer, t) for optimizer in t.optimizers]
     by_optimizer = needs_closure(t.optimizers[0], scaled=t.precision_plugin.scaler is not None)
+    if by_optimizer and t.accumulate_grad_batches > 1:
+        raise MisconfigurationException(
+            f"accumulate_grad_batches={t.accumulate_grad_batches} with {type(t.optimizers[0]).__name__}, which takes "
+            "several gradients a step; give a larger batch_size instead"
+        )
     t.by_closure = by_optimizer or is_overridden(module, "optimizer_step", Module)

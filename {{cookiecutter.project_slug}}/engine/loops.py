@@ -97,10 +97,10 @@ def train_epoch(t: Trainer) -> None:
     metrics.scope, metrics.epoch_reached = Scope.EPOCH, True
     call_both(t, Callback.on_train_epoch_end)
     check_losses(t)
-    t.log_metrics(by_name(metrics.flush_epoch()), t.log_step)
-    metrics.scope = None
     # A run cut short by max_steps within an epoch stays within it; every other way of leaving the batches ends it.
-    state.epoch_over = skip_rest or t.is_last_batch or not step_limit_reached(t)
+    over = skip_rest or t.is_last_batch or not step_limit_reached(t)
+    t.log_metrics(by_name(metrics.flush_epoch(reset=over)), t.log_step)
+    metrics.scope, state.epoch_over = None, over
     if skip_rest or t.is_last_batch:
         step_learning_rates(t, "epoch", state.epoch + 1, plateau=True)
     # ModelCheckpoint, EarlyStopping and others that watch metrics.

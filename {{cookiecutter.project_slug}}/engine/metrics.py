@@ -119,24 +119,25 @@ class MetricStore:
                 meter.last = None
         return self._publish(results, "_step")
 
-    def flush_epoch(self) -> list[tuple[Meter, float]]:
+    def flush_epoch(self, reset: bool = True) -> list[tuple[Meter, float]]:
         """Compute, fetch and reset the epoch values of this stage; for named sets, add what they have in common."""
         self.validated |= self.stage == "validation"
         self.epoch_reached = False
         results = self._read_epoch()
         self._publish(results, "_epoch")
-        for key, meter in self.meters.items():
-            if key[0] == self.stage:
-                meter.reset()
+        if reset:
+            self.reset(self.stage)
         return results
 
-    def _read_epoch(self) -> list[tuple[Meter, float]]:
-        """The values of the epoch so far, also for callbacks to monitor."""
+    def _read_epoch(self, together: bool = True) -> list[tuple[Meter, float]]:
+        """The values of the epoch so far, also for callbacks to monitor; of all processes, if these come together."""
         self._keep_step_values()
         of_stage = [m for key, m in self.meters.items() if key[0] == self.stage]
         found = [(m, v) for m in of_stage if m.options.on_epoch and (v := m.epoch_value()) is not None]
-        results = over_processes(fetch(found), "_epoch")
-        results += self._over_sets(results)
+        # One process may look alone: it waits for others only where a value asks for it.
+        together = together or any(m.options.sync_dist and m.metric is None for m, _ in found)
+        results = over_processes(fetch(found), "_epoch") if together else fetch(found)
+        results += self._over_sets(results, together)
         for meter, number in results:
             for alias in dict.fromkeys((meter.label("_epoch"), meter.label())):
                 self.callback_values[alias] = torch.tensor(number)
@@ -146,7 +147,7 @@ class MetricStore:
     def callback_metrics(self) -> dict[str, Tensor]:
         """Everything that can be monitored, as 0-d tensors: epoch values, and the newest step values of training."""
         if self.epoch_reached:
-            self._read_epoch()
+            self._read_epoch(together=False)
         else:
             self._keep_step_values()
         return self.callback_values
@@ -222,9 +223,9 @@ class MetricStore:
         self.logged.update(to_logger)
         return to_logger
 
-    def _over_sets(self, results: list[tuple[Meter, float]]) -> list[tuple[Meter, float]]:
+    def _over_sets(self, results: list[tuple[Meter, float]], together: bool) -> list[tuple[Meter, float]]:
         """Under the plain name of each value of named sets: their mean by samples, or their sum, minimum or maximum."""
-        parts = distributed.all_gather(self.samples) if self.samples else []
+        parts = (distributed.all_gather(self.samples) if together else [self.samples]) if self.samples else []
         samples = {name: float(sum(part[name] for part in parts)) for name in self.samples}
         owners = {(id(m.metric), m.loader) for m, _ in results if m.metric is not None and m.loader in samples}
         if len({metric for metric, _ in owners}) < len(owners):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
-from engine.distributed import all_gather_tensor, is_rank_zero, local_rank, rank, rank_zero_warn
+from engine.distributed import all_gather_tensor, average_gradients, is_rank_zero, local_rank, rank, rank_zero_warn
 from engine.exceptions import MisconfigurationException
 from engine.export import ExportMixin
 from engine.hooks import DataHooks, ModelHooks, convert
@@ -96,6 +96,9 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
     ) -> None:
         """Limit gradients in place: their total 2-norm, or each element's size; None or 0 leaves them alone."""
         if gradient_clip_val:
+            if not self.automatic_optimization:
+                # What an optimizer does when it steps, which comes later.
+                average_gradients([p for group in optimizer.param_groups for p in group["params"]])
             by_value = gradient_clip_algorithm == "value"
             clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
             clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)

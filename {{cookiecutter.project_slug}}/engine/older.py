@@ -147,6 +147,10 @@ class RemovedAttribute(MisconfigurationException, AttributeError):
     """An older attribute was asked for; it is an AttributeError, too, so that `hasattr` works."""
 
 
+class MissingName(MisconfigurationException, ImportError):
+    """A name was asked for that is not here; it is an ImportError, too, so that programs can go without."""
+
+
 class _Removed:
     def __init__(self, message: str) -> None:
         self.message = message
@@ -170,11 +174,11 @@ def _find(module: str, name: str) -> Any:
     if f"{module}.{name}" in sys.modules:
         return sys.modules[f"{module}.{name}"]
     if name in NAMES:
-        raise MisconfigurationException(f"{module}.{name} is not here; {NAMES[name]}")
+        raise MissingName(f"{module}.{name} is not here; {NAMES[name]}")
     metrics = torchmetrics.functional if ".functional" in module else torchmetrics
     if module.startswith("engine.metrics") and name in metrics.__all__:
         advice = f"write {metrics.__name__}.{name}, with task= and num_classes= for a classification"
-        raise MisconfigurationException(f"{module}.{name} is not here; {advice}")
+        raise MissingName(f"{module}.{name} is not here; {advice}")
     if isinstance(sys.modules[module], _OlderModule) and name in TYPES:
         return Any
     places = ("engine", "engine.callbacks", "engine.loggers", "engine.profilers", "engine.distributed")

@@ -43,6 +43,9 @@ class LightningOptimizer:
         return type(self.optimizer)
 
     def __getattr__(self, name: str) -> Any:
+        # While it is copied, it has no optimizer yet.
+        if name == "optimizer" or name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.optimizer, name)
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:

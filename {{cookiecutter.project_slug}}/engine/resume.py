@@ -29,9 +29,9 @@ from engine.seed import capture_rng, restore_rng
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
-RESUMABLE = {"optimizer_states": list, "lr_schedulers": list, "precision": dict, "gradients": dict, "callbacks": dict}
+RESUMABLE = {"optimizer_states": list, "lr_schedulers": list, "precision": dict, "callbacks": dict}
 RESUMABLE |= {"datamodule": dict, "state": dict, "order": dict, "evaluation_steps": list, "loggers": list}
-OF_EACH_PROCESS = ("meters", "metrics", "rng", "loaders")
+OF_EACH_PROCESS = ("meters", "metrics", "rng", "loaders", "gradients")
 RESUMABLE |= dict.fromkeys(OF_EACH_PROCESS, list)
 CPU = torch.device("cpu")
 # The release whose names and meaning the shared keys have.
@@ -71,12 +71,16 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
             "optimizer_states": [optimizer.state_dict() for optimizer in t.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in t.lr_scheduler_configs],
             "precision": t.precision_plugin.state_dict(),
-            "gradients": _gradients(t),
         }
         # Every process has its own.
-        captured |= {name: distributed.all_gather(move_to_device(before[name], CPU)) for name in OF_EACH_PROCESS}
-        for callback in t.callbacks:
-            callback.on_save_checkpoint(t, module, captured)
+        own = {**before, "gradients": _gradients(t)}
+        captured |= {name: distributed.all_gather(move_to_device(own[name], CPU)) for name in OF_EACH_PROCESS}
+    own_keys = set(captured)
+    for callback in t.callbacks:
+        callback.on_save_checkpoint(t, module, captured)
+    if weights_only:
+        # Callbacks decide which weights are saved, but keep nothing else there.
+        captured = {key: captured[key] for key in own_keys}
     module.on_save_checkpoint(captured)
     return captured
 
@@ -134,6 +138,9 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
             callback.on_load_checkpoint(t, t.module, loaded)
             if saved := loaded.get("callbacks", {}).get(callback.state_key):
                 callback.load_state_dict(saved)
+    strange = [] if t.stage != "fit" else [*loaded["callbacks"].keys() - {c.state_key for c in t.callbacks}]
+    if strange:
+        distributed.rank_zero_warn(f"{path} has states of callbacks that this run lacks: {', '.join(sorted(strange))}")
     if t.stage == "fit" and "current_model_state" in loaded:
         raise MisconfigurationException(
             f"checkpoint {path} holds averages of the weights; resume with EMAWeightAveraging (--ema_decay), too"
@@ -252,7 +259,7 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
         ) from error
     with fitting(path, "gradients"):
         parameters = dict(t.module.named_parameters())
-        for name, gradient in loaded["gradients"].items():
+        for name, gradient in loaded["gradients"][rank % len(loaded["gradients"])].items():
             parameters[name].grad = gradient.to(parameters[name])
     with fitting(path, "loaders"):
         if rank < len(loaded["loaders"]):
@@ -279,8 +286,6 @@ def _gradients(t: Trainer) -> dict[str, torch.Tensor]:
     # A module that optimises by itself may accumulate gradients as it likes.
     if t.module.automatic_optimization and (not within or t.state.epoch_over):
         return {}
-    if distributed.active():
-        distributed.rank_zero_warn("a checkpoint within accumulated gradients keeps those of one process only")
     return {name: p.grad for name, p in t.module.named_parameters() if p.grad is not None}
 
 

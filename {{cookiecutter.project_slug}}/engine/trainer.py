@@ -17,6 +17,7 @@ from engine.arguments import TrainerArguments
 from engine.callback import Callback, Hook, P, Table, override_table
 from engine.callbacks import Checkpoint, find_checkpoint, print_results
 from engine.checkpoint import refuse_trust
+from engine.data import Loaders
 from engine.datamodule import DataModule
 from engine.evaluation import call_both, evaluate
 from engine.exceptions import MisconfigurationException
@@ -194,6 +195,8 @@ class Trainer(TrainerArguments, TrainerProperties):
 
     def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool | None = None) -> None:
         """Write a checkpoint (schema: `engine.checkpoint`), complete when this returns; every process must call it."""
+        if self.model is None:
+            raise MisconfigurationException("there is nothing to save: this trainer has run no model yet")
         path = Path(filepath)
         if distributed.is_rank_zero():
             make_folder(path.parent)
@@ -328,7 +331,10 @@ class Trainer(TrainerArguments, TrainerProperties):
         self.transfer_hooks: list[Callable[..., Any]] = []
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
         self.ckpt_path: str | None = None
-        self._loaded_in_epoch = 0
+        self._loaded_in_epoch = self.interruption = 0
+        self.datamodule = None
+        # Before a run there are none.
+        self.loaders = Loaders([], {}, dict.fromkeys(("train", "val", "test", "predict"), 1.0), share=False)
         self.dispatch(self.callbacks)
 
     def _find(self, ckpt_path: str | os.PathLike[str] | None) -> tuple[Path, checkpoint.Checkpoint] | None:

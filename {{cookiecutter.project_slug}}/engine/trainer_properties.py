@@ -112,9 +112,9 @@ class TrainerProperties:
         )
 
     @property
-    def model(self) -> Module:
-        """The module that is run."""
-        return self.module
+    def model(self) -> Module | None:
+        """The module that is run, or was last; None before."""
+        return getattr(self, "module", None)
 
     lightning_module = model
 
@@ -201,8 +201,8 @@ class TrainerProperties:
 
     @property
     def train_dataloader(self) -> Any:
-        """The train loader, prepared; requested when first asked for."""
-        return self.loaders.train().loader
+        """The train loader, prepared; requested when first asked for. None before a run."""
+        return self._loaders_as_given("train")
 
     @property
     def val_dataloaders(self) -> Any:

@@ -137,11 +137,10 @@ class EarlyStopping(Callback):
                 raise
             if self.verbose:
                 distributed.rank_zero_warn(str(error))
-            return
-        if value is None:
-            return
-        # A value not reduced over processes may differ between them; any of them ends the run for all.
-        judged = distributed.all_gather(self._judge(value))
+            value = None
+        # A value not reduced over processes may differ between them, or be there in some; any ends the run for all.
+        own = (EarlyStoppingReason.NOT_STOPPED, "") if value is None else self._judge(value)
+        judged = distributed.all_gather(own)
         stopped = [(reason, message) for reason, message in judged if reason is not EarlyStoppingReason.NOT_STOPPED]
         message = stopped[0][1] if stopped else judged[distributed.rank()][1] if self.verbose else ""
         if stopped:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from engine import distributed, loops, resume
 from engine.callback import Callback
@@ -153,7 +154,10 @@ class LearningRateFinder(Callback):
             for holder in holders:
                 setattr(holder, name, rate)
             for group in trainer.optimizers[0].param_groups:
-                group["lr"] = rate
+                group |= {key: rate for key in ("lr", "initial_lr") if key in group}
+            for scheduler in [config.scheduler for config in trainer.lr_scheduler_configs]:
+                if hasattr(scheduler, "base_lrs"):
+                    scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
 
     def _holders(self, trainer: Trainer, module: Module) -> tuple[str, list[Any]]:
         """The attribute, and what has it."""
@@ -208,6 +212,7 @@ class _Steps(Callback):
 def _everything_kept(t: Trainer) -> Iterator[None]:
     """Around training that leaves no trace."""
     running, kept = deepcopy(resume.moment(t)), dict(vars(t))
+    running["gradients"] = {}
     running |= {name: [running[name]] * t.world_size for name in resume.OF_EACH_PROCESS}
     tensors = {name: value.detach().to("cpu", copy=True) for name, value in _tensors(t.module).items()}
     loader = t.loaders.train().loader
@@ -223,9 +228,11 @@ def _everything_kept(t: Trainer) -> Iterator[None]:
         for name, value in _tensors(t.module).items():
             value.data.copy_(tensors[name])
         t.module.zero_grad()
+        for metric in [part for part in t.module.modules() if isinstance(part, Metric)]:
+            metric.reset()
         for part, state in zip(stateful, states, strict=True):
             part.load_state_dict(state)
-        resume.restore_running(t, Path(), {**running, "loggers": [], "gradients": {}})
+        resume.restore_running(t, Path(), {**running, "loggers": []})
 
 
 def _tensors(module: Module) -> dict[str, Tensor]:

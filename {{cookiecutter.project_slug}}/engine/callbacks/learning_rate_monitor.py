@@ -56,7 +56,8 @@ class LearningRateMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Module, batch: Any, batch_idx: int) -> None:
         """Log the rates that the coming optimizer step uses."""
-        due = trainer.should_stop or (trainer.state.batches_that_stepped + 1) % trainer.log_every_n_steps == 0
+        every = trainer.log_every_n_steps
+        due = trainer.should_stop or (every and (trainer.state.batches_that_stepped + 1) % every == 0)
         if due and batch_idx % trainer.accumulate_grad_batches == 0:
             self._log(trainer, "step")
 

@@ -23,6 +23,8 @@ def _noting(times: str, stage: str) -> Any:
 
     def hook(self: Timer, trainer: Trainer, pl_module: Module) -> None:
         getattr(self, times)[stage] = time.monotonic()
+        if times == "_start":
+            self._end.pop(stage, None)
 
     return hook
 
@@ -50,6 +52,7 @@ class Timer(Callback):
         self._start: dict[str, float] = {}
         self._end: dict[str, float] = {}
         self._offset = 0.0
+        self._stopped = False
 
     def start_time(self, stage: str = "train") -> float | None:
         """When a stage began, in seconds of `time.monotonic`; None if it has not."""
@@ -70,11 +73,18 @@ class Timer(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds of each stage."""
-        return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in STAGES}}
+        return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in STAGES}, "stopped": self._stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self._offset = float(state_dict["time_elapsed"]["train"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Module, checkpoint: dict[str, Any]) -> None:
+        """Let a run go on that this has stopped, where there is more time now."""
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        more = saved and (self._duration is None or saved["time_elapsed"]["train"] < self._duration)
+        if trainer.stage == "fit" and more and saved["stopped"]:
+            checkpoint["state"]["should_stop"] = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Stop at once if a run that goes on has used its time."""
@@ -96,7 +106,7 @@ class Timer(Callback):
 
     def _check(self, trainer: Trainer) -> None:
         if self._duration is not None and distributed.broadcast(self.time_elapsed() >= self._duration):
-            trainer.should_stop = True
+            trainer.should_stop = self._stopped = True
             if self._verbose and trainer.is_global_zero:
                 print(f"Timer: {timedelta(seconds=int(self.time_elapsed()))} have passed; training stops", flush=True)
 
