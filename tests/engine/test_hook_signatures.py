@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -105,17 +106,47 @@ def test_a_misspelt_hook_is_refused_with_the_nearest_name(base: Any, name: str, 
     assert nearest in refusal(build(base, **{name: function()})).split("did you mean ")[1]
 
 
-def test_a_hook_of_nothing_similar_is_refused_too() -> None:
-    assert "rename it, or move its work into a real hook" in refusal(build(Net, on_zzz=function()))
+def test_what_is_like_no_hook_is_told_and_left() -> None:
+    with pytest.warns(UserWarning, match="on_zzz would never be called: Module has no hook of that name"):
+        trainer().fit(build(Net, on_zzz=function()), loader())
 
 
-def test_a_misspelt_hook_of_a_base_class_or_mixin_is_found_too() -> None:
+def test_a_method_of_a_class_that_knows_nothing_of_the_engine_is_told_and_left() -> None:
     class Mixin:
         def on_train_epoch_ends(self) -> None: ...
 
     class Model(Mixin, Net): ...
 
-    assert "Mixin.on_train_epoch_ends" in refusal(Model())
+    with pytest.warns(
+        UserWarning, match="Mixin.on_train_epoch_ends would never be .*did you mean on_train"
+    ):
+        trainer().fit(Model(), loader())
+
+
+def test_one_method_may_be_several_hooks() -> None:
+    class Alias(Net):
+        def eval_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("loss", self.loss(batch))
+
+        validation_step = test_step = eval_step
+
+    trainer().fit(Alias(), loader(), loader())
+
+
+def test_a_decorator_may_give_a_hook_more_than_it_is_given() -> None:
+    def with_scale(step: Any) -> Any:
+        @functools.wraps(step)
+        def run(self: Any, *args: Any) -> Any:
+            return step(self, *args, scale=2.0)
+
+        return run
+
+    class Scaled(Net):
+        @with_scale
+        def training_step(self, batch: Any, batch_idx: int, scale: float) -> Any:
+            return self.loss(batch) * scale
+
+    trainer().fit(Scaled(), loader())
 
 
 class Calls(Net):

@@ -181,7 +181,7 @@ def test_an_autoencoder_of_2021() -> None:
             ("terminate_on_nan=True: leave it out", "    terminate_on_nan=True,\n", ""),
             ("stochastic_weight_avg=False: write callbacks=[Stoch", "    stochastic_weight_avg=False,\n", ""),
             ("flush_logs_every_n_steps=100: leave it out; log_every", "    flush_logs_every_n_steps=100,\n", ""),
-            ("accelerator='ddp' is not here; write accelerator=", 'accelerator="ddp"', 'accelerator="cpu"'),
+            ("accelerator='ddp' is of older versions; write accelerator=", 'accelerator="ddp"', 'accelerator="cpu"'),
             (
                 "PrintAndCount.on_init_end would never be called: Callback has no hook of that name; write setup",
                 "def on_init_end(self, trainer)",

@@ -65,8 +65,7 @@ def _older_hook(self: Module, outputs: Any) -> None: ...
 
 def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
     """Refuse methods of classes that look like hooks of `base` and are none."""
-    # Of other classes, which know nothing of the engine, methods may have any name.
-    members = [(cls, name, value) for cls in own if issubclass(cls, base) for name, value in vars(cls).items()]
+    members = [(cls, name, value) for cls in own for name, value in vars(cls).items()]
     for cls, name, method in (member for member in members if isinstance(member[2], FunctionType)):
         nearest = _nearest(name, tuple(hooks))
         like_a_hook = name.startswith("on_") or (nearest and not re.search(r"^_|\d", name))
@@ -76,14 +75,13 @@ def _check_names(base: type, own: Sequence[type], hooks: list[str]) -> None:
         others = [value for _, other, value in members if other != name]
         if any(name in _names_in(value) or _holds(value, method) for value in others):
             continue
-        if not nearest and name not in HOOKS:
-            rank_zero_warn(f"{cls.__name__}.{name} looks like a hook, and {base.__name__} has none of that name")
+        guess = f"; {HOOKS[name]}" if name in HOOKS else f"; did you mean {nearest[0]}?" if nearest else ""
+        message = f"{cls.__name__}.{name} would never be called: {base.__name__} has no hook of that name{guess}"
+        # It may be meant otherwise: where it is like no hook, and in classes that know nothing of the engine.
+        if not guess or not issubclass(cls, base):
+            rank_zero_warn(message)
             continue
-        guess = f"did you mean {nearest[0]}?" if nearest else ""
-        raise MisconfigurationException(
-            f"{cls.__name__}.{name} would never be called: {base.__name__} has no hook of that name; "
-            f"{HOOKS.get(name, guess)}"
-        )
+        raise MisconfigurationException(message)
 
 
 def _holds(value: Any, method: FunctionType) -> bool:
