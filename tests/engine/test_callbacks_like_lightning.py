@@ -133,7 +133,6 @@ def test_stochastic_weight_averaging_ends_with_the_same_bits(
         ("WeightAveraging", {"avg_fn": lambda average, newest, n: average + (newest - average) / (n + 2)}),
         ("WeightAveraging", {"multi_avg_fn": torch.optim.swa_utils.get_ema_multi_avg_fn(0.5), "use_buffers": False}),
     ],
-    ids=str,
 )
 def test_averages_of_weights_are_those_of_lightning(
     kind: str, options: dict[str, Any], layers: Callable[[], nn.Module], tmp_path: Path

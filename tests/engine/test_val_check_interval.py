@@ -123,7 +123,6 @@ def test_validation_runs_when_it_does_in_lightning(train: Any, options: dict[str
         (sized, {"val_check_interval": "15 minutes"}),
         (unsized, {"val_check_interval": 0.5}),
     ],
-    ids=str,
 )
 def test_what_lightning_refuses_is_refused_here_in_one_line(train: Any, options: dict[str, Any]) -> None:
     with pytest.raises(engine.MisconfigurationException) as caught:

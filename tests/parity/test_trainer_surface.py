@@ -52,7 +52,7 @@ NO_DATAMODULE_ATTRIBUTE = {
     "CHECKPOINT_HYPER_PARAMS_NAME": INTERNAL,
     "CHECKPOINT_HYPER_PARAMS_TYPE": INTERNAL,
 }
-NO_LOG_ARGUMENT = {"enable_graph": "logged values are always detached, so that no graph is kept alive"}
+NO_LOG_ARGUMENT: dict[str, str] = {}
 CALLBACKS = [
     *("Callback", "Checkpoint", "ModelCheckpoint", "OnExceptionCheckpoint", "EarlyStopping", "LearningRateMonitor"),
     *("LearningRateFinder", "ModelSummary", "RichModelSummary", "ProgressBar", "RichProgressBar", "TQDMProgressBar"),

@@ -16,7 +16,7 @@ from engine.loggers import DummyLogger, as_loggers
 from engine.module import Module
 from engine.older import refuse_arguments, refuse_values
 from engine.precision import Precision, PrecisionAlias, PrecisionName
-from engine.profilers import Profiler, make_profiler
+from engine.profilers import PassThroughProfiler, Profiler, make_profiler
 from engine.seed import make_deterministic
 from engine.signals import seconds_of
 from engine.strategy import check_devices, select_device
@@ -165,7 +165,7 @@ class TrainerArguments:
         self.precision = self.precision_plugin.name
         make_deterministic(deterministic, benchmark)
         self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
-        self.sync_batchnorm, self.profiler = sync_batchnorm, make_profiler(profiler)
+        self.sync_batchnorm, self.profiler = sync_batchnorm, make_profiler(profiler) or PassThroughProfiler()
         self.default_root_dir = str(default_root_dir or ".")
         self.log_dir: str | None = self.default_root_dir
         self.loggers = as_loggers(logger, self.default_root_dir)

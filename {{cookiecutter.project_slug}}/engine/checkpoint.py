@@ -10,6 +10,7 @@ Schema (`format` 3); `engine.resume` fills it. Keys shared with Lightning keep i
     hparams_name                str or None: which argument they were given as, in one piece
     datamodule_hyper_parameters {name: value}: arguments of the data module; likewise datamodule_hparams_name
     pytorch-lightning_version   str: the Lightning that can load weights and hyper-parameters from it
+    hparams_left_out            [name]: those that were no plain data, if any; datamodule_hparams_left_out, too
     env                         {torch, python, world_size}: what it was saved with
 
 and, unless only weights were asked for:

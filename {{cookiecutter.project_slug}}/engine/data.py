@@ -118,10 +118,18 @@ class Loaders:
             reader.close()
 
     def _request(self, kind: str) -> tuple[list[Any], list[str]]:
-        loaders = self._given.get(kind)
+        loaders: Any = self._given.get(kind)
         for source in self._sources:
             if loaders is None:
                 loaders = getattr(source, f"{kind}_dataloader")()
+        if hasattr(loaders, "flattened") and hasattr(loaders, "iterables"):
+            # Lightning's CombinedLoader.
+            if kind == "train" or getattr(loaders, "_mode", "") != "sequential":
+                raise MisconfigurationException(
+                    f"the {kind} loader is a {type(loaders).__name__}; to train on several sets, give one loader "
+                    "of a dataset whose samples have a part of each, and to evaluate, loaders in a list or by name"
+                )
+            loaders = loaders.iterables
         if isinstance(loaders, Mapping):
             _check_names(kind, loaders)
             return list(loaders.values()), list(loaders) if len(loaders) > 1 else []
@@ -132,7 +140,10 @@ class Loaders:
 
 def _check_names(kind: str, loaders: Mapping[Any, Any]) -> None:
     if kind == "train":
-        raise MisconfigurationException(f"the train loaders were given as a {type(loaders).__name__}; give one loader")
+        raise MisconfigurationException(
+            f"the train loaders were given as a {type(loaders).__name__}; give one loader, of a dataset whose samples "
+            "have a part of each"
+        )
     for name in loaders:
         if not isinstance(name, str) or not name.strip() or "/" in name:
             raise MisconfigurationException(f"a {kind} loader has the name {name!r}; give a text without '/'")

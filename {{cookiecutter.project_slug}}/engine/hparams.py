@@ -299,6 +299,12 @@ def _build(cls: type[Any], path: Path, loaded: dict[str, Any], hparams_file: Any
             raise MisconfigurationException(
                 f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(sorted(accepted))}"
             )
+        left_out = loaded.get(f"{prefix}hparams_left_out") or []
+        if missing := [n for n in left_out if n in accepted and n not in {**kwargs, **saved}]:
+            raise MisconfigurationException(
+                f"checkpoint {path} does not hold {', '.join(missing)}, which were no plain data; give what they were: "
+                f"load_from_checkpoint(..., {missing[0]}=...)"
+            )
         advice = f"It is not taken from {path}; give it by name: load_from_checkpoint(..., {{name}}=...)"
         saved = plain_hparams({name: value for name, value in saved.items() if name not in kwargs}, advice) | kwargs
         loaded[f"{prefix}hyper_parameters"], name = saved, loaded.get(f"{prefix}hparams_name")

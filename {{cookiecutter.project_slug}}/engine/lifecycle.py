@@ -79,8 +79,7 @@ def _ending(t: Trainer, stage: str, errors: list[BaseException]) -> Iterator[Cal
     yield partial(t.module.teardown, stage)
     if running:
         yield from _explaining(t, errors)
-    if t.profiler is not None:
-        yield t.profiler.describe
+    yield t.profiler.describe
     yield t.loaders.close
     t.metrics.batch = None
     # Lets go of DDP, which would keep the process group alive beyond its end.
@@ -143,8 +142,7 @@ def _set_up(t: Trainer) -> None:
     distributed.init(t.device)
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
     t.log_dir = distributed.broadcast(run_folder_of(t.loggers, t.default_root_dir))
-    if t.profiler is not None:
-        _start_profiling(t)
+    _start_profiling(t)
     sources: list[Any] = [t.module] if t.datamodule is None else [t.datamodule, t.module]
     for source in sources:
         if (distributed.local_rank() if source.prepare_data_per_node else distributed.rank()) == 0:

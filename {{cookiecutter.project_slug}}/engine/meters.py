@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ class Meter:
             return scalar(self.name, self.metric.compute())
         if self.total is None or self.options.reduce_fx != "mean":
             return self.total
-        return self.total / self.weight
+        return self.total / self.weight if self.weight else math.nan
 
     def reset(self) -> None:
         """Start anew for the next epoch."""

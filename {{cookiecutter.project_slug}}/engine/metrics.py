@@ -67,7 +67,7 @@ class MetricStore:
         """A batch starts; its size is looked up only if somebody logs a mean."""
         self.scope, self.batch, self._batch_size = scope, batch, None
         if self.loader in self.samples:
-            self.samples[self.loader] += self._size()
+            self.samples[self.loader] += self._size() or 1
 
     def log(
         self, name: str, value: Value | Metric, options: LogOptions, batch_size: int | None, add_dataloader_idx: bool
@@ -97,7 +97,8 @@ class MetricStore:
             meter.add(value.detach().clone().reshape(()), self._weight(options, batch_size))
         elif isinstance(value, Metric):
             meter.metric = value
-            if options.on_step:
+            # A metric that was only updated has no value of its own for the step.
+            if options.on_step and value._forward_cache is not None:
                 meter.last = scalar(name, value._forward_cache)
         elif isinstance(value, Real):
             meter.add(float(value), self._weight(options, batch_size))
@@ -247,11 +248,17 @@ class MetricStore:
         at_end = self.scope is Scope.EPOCH and batch_size is None
         if at_end or not options.on_epoch or options.reduce_fx != "mean":
             return 1.0
-        return float(self._size() if batch_size is None else batch_size)
+        size = self._size() if batch_size is None else batch_size
+        if size is None:
+            raise MisconfigurationException(
+                f"self.log of a mean over an epoch: a batch of type {type(self.batch).__name__} does not tell its "
+                "size; give batch_size"
+            )
+        return float(size)
 
-    def _size(self) -> int:
+    def _size(self) -> int | None:
         if self._batch_size is None:
-            self._batch_size = find_batch_size(self.batch) or 1
+            self._batch_size = find_batch_size(self.batch)
         return self._batch_size
 
 

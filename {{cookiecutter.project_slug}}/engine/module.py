@@ -257,12 +257,13 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
         on_step: bool | None = None,
         on_epoch: bool | None = None,
         reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
         sync_dist: bool = False,
+        sync_dist_group: Any = None,
         add_dataloader_idx: bool = True,
         batch_size: int | None = None,
         metric_attribute: str | None = None,
         rank_zero_only: bool = False,
-        sync_dist_group: Any = None,
     ) -> None:
         """Log one value; nothing waits for the device.
 
@@ -275,6 +276,7 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
             on_step: Log the value of single steps; default: in training steps and batch hooks.
             on_epoch: Log the value of the whole epoch; default: everywhere else.
             reduce_fx: How an epoch's values become one: "mean" (weighted by batch size), "sum", "min" or "max".
+            enable_graph: Not supported: what is logged has no gradient.
             sync_dist: Reduce over all processes (not the single steps of an evaluation); otherwise rank 0's counts.
             add_dataloader_idx: With several evaluation loaders, put the loader's number behind the name.
             batch_size: Weight in the mean; default: first dimension of the first tensor in the batch.
@@ -289,6 +291,8 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
             without = "without a Trainer" if self._trainer is None else "with barebones=True"
             rank_zero_warn(f"self.log({name!r}, ...) does nothing {without}")
             return
+        if enable_graph:
+            raise MisconfigurationException(f"self.log({name!r}, enable_graph=True): leave it out; values are detached")
         if sync_dist_group is not None:
             raise MisconfigurationException(
                 f"self.log({name!r}, sync_dist_group=...): leave it out; all processes count"

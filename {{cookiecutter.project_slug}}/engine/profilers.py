@@ -311,9 +311,9 @@ def make_profiler(profiler: Any) -> Any:
     raise MisconfigurationException(f"profiler={profiler!r}; give {', '.join(PROFILERS)}, or a Profiler")
 
 
-def profiled(profiler: Profiler | None, action: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work` as an action of the profiler; without one, `work` itself."""
-    if profiler is None:
+def profiled(profiler: Profiler, action: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work` as an action of the profiler; of one that records nothing, `work` itself."""
+    if type(profiler) is PassThroughProfiler:
         return work
 
     @wraps(work)
@@ -324,6 +324,8 @@ def profiled(profiler: Profiler | None, action: str, work: Callable[..., Any]) -
     return run
 
 
-def fetched(profiler: Profiler | None, action: str, batches: Iterator[Any]) -> Iterator[Any]:
-    """Batches, each fetched as an action of the profiler; without one, `batches` itself."""
-    return batches if profiler is None else iter(profiled(profiler, action, batches.__next__), None)
+def fetched(profiler: Profiler, action: str, batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches, each fetched as an action of the profiler; for one that records nothing, as they are."""
+    return (
+        batches if type(profiler) is PassThroughProfiler else iter(profiled(profiler, action, batches.__next__), None)
+    )

@@ -47,14 +47,16 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
     if t.stage == "fit":
         check_losses(t)
     module, datamodule, state = t.module, t.datamodule, t.state
+    hparams = {"": module, "datamodule_": datamodule}
+    plain = {prefix: {} if owner is None else plain_hparams(owner.hparams) for prefix, owner in hparams.items()}
     captured: Checkpoint = {
         "format": FORMAT,
         "epoch": state.epoch,
         "global_step": state.global_step,
         "state_dict": module.state_dict(),
-        "hyper_parameters": plain_hparams(module.hparams),
+        "hyper_parameters": plain[""],
         "hparams_name": module._hparams_name,
-        "datamodule_hyper_parameters": plain_hparams(datamodule.hparams) if datamodule is not None else {},
+        "datamodule_hyper_parameters": plain["datamodule_"],
         "datamodule_hparams_name": datamodule._hparams_name if datamodule is not None else None,
         "pytorch-lightning_version": LIGHTNING,
         "env": {
@@ -63,6 +65,9 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
             "world_size": distributed.world_size(),
         },
     }
+    for prefix, owner in hparams.items():
+        if owner is not None and (left_out := sorted(owner.hparams.keys() - plain[prefix].keys())):
+            captured[f"{prefix}hparams_left_out"] = left_out
     if not weights_only:
         before = t.before_validation or moment(t)
         kept, keys = before["callbacks"], {callback.state_key: callback for callback in t.callbacks}

@@ -13,7 +13,8 @@ import engine
 
 PLAIN = (int, float, str, bool, type(None))
 # Decided by main.py, or of no use on a command line.
-NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "model", "data"}
+# The command line has logs, so that barebones is for programs.
+NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "barebones", "model", "data"}
 # Where a first run wants other values than the Trainer has.
 DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
 # Alternatives that help shows of a type.

@@ -36,7 +36,7 @@ def find_checkpoint(
     path = ckpt_path
     if ckpt_path == "auto" and savers and savers[0].dirpath is not None and trainer.stage == "fit":
         return _newest_good(trainer, savers[0].dirpath)
-    if ckpt_path == "last" and savers:
+    if ckpt_path == "last" and (savers or trainer.stage == "fit"):
         path = distributed.broadcast(_last(savers))
         if not path and trainer.stage == "fit":
             distributed.rank_zero_warn("ckpt_path='last', but there is no last checkpoint yet; the run starts afresh")
