@@ -117,9 +117,7 @@ def test_a_method_of_a_class_that_knows_nothing_of_the_engine_is_told_and_left()
 
     class Model(Mixin, Net): ...
 
-    with pytest.warns(
-        UserWarning, match="Mixin.on_train_epoch_ends would never be .*did you mean on_train"
-    ):
+    with pytest.warns(UserWarning, match="Mixin.on_train_epoch_ends would never be .*did you mean on_train"):
         trainer().fit(Model(), loader())
 
 
