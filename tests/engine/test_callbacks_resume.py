@@ -166,3 +166,30 @@ def test_the_time_of_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its time is up: not a step more.
     with pytest.warns(UserWarning, match="had stopped by itself"):
         assert run("c/last.ckpt").time_elapsed() == 14.0
+
+
+def test_a_run_that_a_timer_has_stopped_goes_on_where_there_is_more_time() -> None:
+    def run(seconds: int, ckpt_path: str | None = None) -> engine.Trainer:
+        run = trainer(max_epochs=6, callbacks=Timer({"seconds": seconds}, interval="epoch"))
+        run.fit(Net(), loader(), ckpt_path=ckpt_path)
+        return run
+
+    stopped = trainer(max_epochs=6, callbacks=Timer({"microseconds": 1}, interval="epoch"))
+    stopped.fit(Net(), loader())
+    stopped.save_checkpoint("timer.ckpt")
+    assert (stopped.current_epoch, run(1000, "timer.ckpt").current_epoch) == (1, 6)
+
+
+def test_a_timer_measures_a_second_run_anew() -> None:
+    timer = Timer({"seconds": 1000})
+    run = trainer(max_epochs=1, callbacks=timer)
+    run.fit(Net(), loader())
+    run.max_epochs = 2
+    run.fit(Net(), loader())
+    assert 0 <= timer.time_elapsed() < 100
+
+
+def test_states_of_callbacks_that_a_run_lacks_are_told() -> None:
+    fit(Net(), callbacks=Timer({"seconds": 1000})).save_checkpoint("with.ckpt")
+    with pytest.warns(UserWarning, match="states of callbacks that this run lacks: Timer"):
+        trainer(max_epochs=2).fit(Net(), loader(), ckpt_path="with.ckpt")

@@ -24,7 +24,7 @@ from engine.hparams import where_it_was
 from engine.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from toy import QUIET, Memory, loader, trainer, weights
+from toy import QUIET, Memory, Net, loader, trainer, weights
 
 ENGINES = [pytest.param(engine, id="engine"), pytest.param(pytorch_lightning, id="lightning")]
 KINDS = ["LightningModule", "LightningDataModule"]
@@ -639,3 +639,20 @@ def test_files_of_before_hyper_parameters_had_a_name_still_work() -> None:
     checkpoint.save(content, Path("b.ckpt"))
     assert weights(plain(engine).load_from_checkpoint("b.ckpt")).equal(weights(run.module))
     trainer(max_epochs=2).fit(plain(engine)(width=3), datamodule=datamodule(engine)(), ckpt_path="b.ckpt")
+
+
+def test_hyper_parameters_that_a_file_cannot_hold_have_to_be_given() -> None:
+    class Chosen(Net):
+        def __init__(self, activation: Any = torch.nn.ReLU) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.activation = activation()
+
+    with pytest.warns(UserWarning, match="activation"):
+        run = trainer()
+        run.fit(Chosen(torch.nn.Tanh), loader())
+        run.save_checkpoint("chosen.ckpt")
+    with pytest.raises(engine.MisconfigurationException, match=r"does not hold activation.*\(..., activation=...\)"):
+        Chosen.load_from_checkpoint("chosen.ckpt")
+    loaded = Chosen.load_from_checkpoint("chosen.ckpt", activation=torch.nn.Tanh)
+    assert isinstance(loaded.activation, torch.nn.Tanh)

@@ -7,6 +7,7 @@ from typing import Any
 import engine
 import pytest
 import torch
+from torchmetrics import MeanMetric
 from toy import Memory, Net, Steps, fit, loader, trainer
 
 
@@ -264,3 +265,31 @@ def test_a_step_value_of_an_evaluation_is_logged_once() -> None:
     logger = Memory()
     trainer(logger=logger).fit(Steps(validation=step), loader(), loader(8))
     assert logger.of("v") == [(0, 3.0)]
+
+
+def test_a_metric_that_was_only_updated_has_an_epochs_value_and_none_for_steps() -> None:
+    class Updates(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = MeanMetric()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.loss(batch)
+            self.mean.update(loss.detach())
+            self.log("mean", self.mean, on_step=True, on_epoch=True)
+            return loss
+
+    run = fit(Updates(), logger=(memory := Memory()), log_every_n_steps=1)
+    assert len(memory.of("mean_epoch")) == 1 and not memory.of("mean_step")
+    assert "mean_epoch" in run.callback_metrics
+
+
+def test_a_mean_over_batches_of_no_known_size_asks_for_it() -> None:
+    def step(model: Net, batch: Any, batch_idx: int, **options: Any) -> Any:
+        loss = model.loss(next(iter(loader(2))))
+        model.log("loss", loss, on_epoch=True, **options)
+        return loss
+
+    with pytest.raises(engine.MisconfigurationException, match="a batch of type str does not tell its size"):
+        fit(Steps(step), iter(["one", "two"]))
+    fit(Steps(lambda *args: step(*args, batch_size=2)), iter(["one", "two"]))
