@@ -82,9 +82,10 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
         captured |= {name: distributed.all_gather(move_to_device(own[name], CPU)) for name in OF_EACH_PROCESS}
     own_keys = set(captured)
     for callback in t.callbacks:
-        callback.on_save_checkpoint(t, module, captured)
+        if not weights_only or getattr(callback, "averages_weights", False):
+            callback.on_save_checkpoint(t, module, captured)
     if weights_only:
-        # Callbacks decide which weights are saved, but keep nothing else there.
+        # An average takes the place of the weights, which are not kept beside it.
         captured = {key: captured[key] for key in own_keys}
     module.on_save_checkpoint(captured)
     return captured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class WeightAveraging(Callback):
         avg_fn: Makes the new average of (average, newest, number averaged so far).
         multi_avg_fn: The same for lists of tensors, in place.
     """
+
+    # Asked for the weights of checkpoints that hold nothing else.
+    averages_weights: ClassVar[bool] = True
 
     def __init__(
         self,
