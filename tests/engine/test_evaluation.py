@@ -53,7 +53,8 @@ def test_without_the_loaders_number_values_of_all_loaders_are_one(on_step: bool)
     logger = Memory()
     results = trainer(logger=logger).validate(Steps(validation=step), [loader(4, 4), loader(1, 1)], verbose=False)
     name = "rows_epoch" if on_step else "rows"
-    assert results == [{name: pytest.approx(3.4)}] * 2
+    # It belongs to the loader in which it was logged first.
+    assert results == [{name: pytest.approx(3.4)}, {}]
     assert logger.of("rows_step") == ([(0, 4.0), (0, 1.0)] if on_step else [])
 
 
@@ -77,8 +78,10 @@ def test_loader_hooks_of_data_module_go_before_the_models_and_given_loaders_befo
     run.test(model, datamodule=Data(), verbose=False)
     assert model.count("test") == 2
     assert len(run.predict(model, datamodule=Data()) or []) == 4
-    run.test(model, loader(6), datamodule=Data(), verbose=False)
+    run.test(model, loader(6), verbose=False)
     assert model.count("test") == 2 + 3
+    with pytest.raises(engine.MisconfigurationException, match="test loaders and a data module were given; give one"):
+        run.test(model, loader(6), datamodule=Data())
 
 
 def test_a_data_module_may_stand_where_loaders_do() -> None:

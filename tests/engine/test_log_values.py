@@ -89,7 +89,6 @@ BATCHES = {
     "dict": {"name": "a", "x": torch.zeros(3)},
     "nested": Pair("id", {"x": [torch.zeros(3, 1)]}),
     "number": torch.zeros(()),
-    "text": "text",
 }
 
 
@@ -160,16 +159,6 @@ def test_a_metric_object_logs_steps_by_its_forward_value() -> None:
     steps = [float(y.mean()) for _, y in loader()]
     assert [value for _, value in logger.of("mean_step")] == pytest.approx(steps)
     assert [value for _, value in logger.of("mean_epoch")] == pytest.approx([sum(steps) / 4])
-
-
-def test_a_metric_object_that_was_only_updated_has_no_value_of_the_step() -> None:
-    class Updated(Metrics):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            self.train_mean.update(1.0)
-            self.log("mean", self.train_mean)
-
-    with pytest.raises(engine.MisconfigurationException, match="'mean'.*use on_epoch only"):
-        fit(Updated())
 
 
 def test_a_metric_collection_is_logged_by_log_dict() -> None:

@@ -112,7 +112,7 @@ def test_a_signal_at_any_moment_saves_a_step_from_which_no_bit_changes(
     assert exit_of("run", at(hook, when, send(number)), **options) == code
     assert f"{ {TERM: 'SIGTERM', USR1: 'SIGUSR1', INT: 'Ctrl-C'}[number] }: stopped after" in capsys.readouterr().out
     last = torch.load("run/c/last.ckpt", weights_only=True)
-    assert last["gradients"] == {}, "saved within a window of accumulated gradients"
+    assert not any(last["gradients"]), "saved within a window of accumulated gradients"
     assert not [*Path("run").rglob("*.tmp")]
     # Everything of the step is finished.
     assert not last["state"]["step_open"]

@@ -67,6 +67,8 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         metrics.scope = None
         call_both(t, getattr(Callback, f"on_{stage}_end"))
     # What is of no single loader belongs to every one.
+    if sets.names:
+        return [by_name([r for r in results if r[0].loader in (None, tag)]) for tag in sets.tags]
     return [by_name([r for r in results if r[0].home in (None, tag)]) for tag in sets.tags]
 
 

@@ -200,9 +200,4 @@ def prepare_training(t: Trainer) -> None:
     t.optimizers, t.lr_scheduler_configs = parse_optimizers(module.configure_optimizers(), module)
     t.lightning_optimizers = [LightningOptimizer(optimizer, t) for optimizer in t.optimizers]
     by_optimizer = needs_closure(t.optimizers[0], scaled=t.precision_plugin.scaler is not None)
-    if by_optimizer and t.accumulate_grad_batches > 1:
-        raise MisconfigurationException(
-            f"accumulate_grad_batches={t.accumulate_grad_batches} with {type(t.optimizers[0]).__name__}, which takes "
-            "several gradients a step; give a larger batch_size instead"
-        )
     t.by_closure = by_optimizer or is_overridden(module, "optimizer_step", Module)

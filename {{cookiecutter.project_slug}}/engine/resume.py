@@ -146,7 +146,9 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
                 callback.load_state_dict(saved)
     strange = [] if t.stage != "fit" else [*loaded["callbacks"].keys() - {c.state_key for c in t.callbacks}]
     if strange:
-        distributed.rank_zero_warn(f"{path} has states of callbacks that this run lacks: {', '.join(sorted(strange))}")
+        distributed.rank_zero_warn(
+            f"{path} has states of callbacks that this run lacks: {', '.join(sorted(map(str, strange)))}"
+        )
     if t.stage == "fit" and "current_model_state" in loaded:
         raise MisconfigurationException(
             f"checkpoint {path} holds averages of the weights; resume with EMAWeightAveraging (--ema_decay), too"
@@ -232,7 +234,7 @@ def _restore_metric(metric: Any, saved: dict[str, Any]) -> None:
         if type(saved["updates"]) is not int or saved["values"].keys() != metric._defaults.keys():
             raise TypeError(f"{sorted(metric._defaults)} expected")
         for name, value in saved["values"].items():
-            dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
+            dense = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_quantized
             if not (isinstance(value, list) if isinstance(metric._defaults[name], list) else dense):
                 raise TypeError(f"{name} is a {type(value).__name__}")
         # Copies: metrics of one group share tensors, and tensors that are shared in the file still are.
@@ -250,7 +252,10 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
     parts = dict(t.module.named_modules())
     with fitting(path, "meters"):
         t.metrics.load_state_dict(loaded["meters"][rank % len(loaded["meters"])], parts)
-        t.evaluation_steps.update({(stage, loader): steps for stage, loader, steps in loaded["evaluation_steps"]})
+        for stage, loader, steps in loaded["evaluation_steps"]:
+            if type(steps) is not int:
+                raise TypeError("evaluation_steps are whole numbers")
+            t.evaluation_steps[stage, loader] = steps
     with fitting(path, "metrics"):
         metrics = loaded["metrics"][rank % len(loaded["metrics"])]
         for name in metrics.keys() & parts.keys():
