@@ -37,6 +37,7 @@ class TensorBoardLogger(FolderLogger):
     """
 
     _writer: SummaryWriter | None = None
+    _written = ""
 
     def __init__(
         self,
@@ -90,7 +91,9 @@ class TensorBoardLogger(FolderLogger):
             metrics = {"hp_metric": -1} if self._default_hp_metric else {}
         elif not isinstance(metrics, dict):
             metrics = {"hp_metric": metrics}
-        if metrics and is_rank_zero():
+        # A test that follows a fit has the same ones.
+        written, self._written = self._written, repr((_flat(params), metrics))
+        if metrics and is_rank_zero() and self._written != written:
             from torch.utils.tensorboard.summary import hparams as hparams_summary
 
             self.log_metrics(metrics, step)
