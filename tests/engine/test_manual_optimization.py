@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import socket
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ import engine
 import pytest
 import torch
 from engine.callbacks import ModelCheckpoint
-from injection import Apart
 from test_resume import assert_same
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +18,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
-from toy import Memory, Net, dataset, fit, loader, same_bits, trainer, weights
+from toy import Memory, Net, fit, loader, trainer, weights
 
 
 def real(size: int = 512) -> TensorDataset:
@@ -418,101 +413,3 @@ def test_gradients_are_clipped_by_hand() -> None:
 
     fit(manual(step))
     assert norms == pytest.approx([0.01] * 4, rel=1e-3)
-
-
-# Two processes
-
-
-def both(work: Callable[[int], Any]) -> list[Any]:
-    """What `work(rank)` returns in each of two processes that know each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def in_process(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-        result = work(rank)
-        Path(f"result-{rank}.json").write_text(json.dumps(result))
-
-    children = [Apart(partial(in_process, rank)) for rank in range(2)]
-    for child in children:
-        assert child.end() == 0, child.err
-    return [json.loads(Path(f"result-{rank}.json").read_text()) for rank in range(2)]
-
-
-def shared(size: int, global_batch: int, world: int) -> DataLoader[Any]:
-    return DataLoader(dataset(size), global_batch // world)
-
-
-@pytest.mark.parametrize("step", [plainly, by_closure, in_windows])
-def test_two_processes_step_to_the_weights_of_one(step: Any) -> None:
-    def work(rank: int) -> list[float]:
-        # Weights that differ at first are those of the first process.
-        engine.seed_everything(1 + rank)
-        model = manual(step)
-        fit(model, shared(20, 4, 2), max_epochs=2)
-        return weights(model).tolist()
-
-    first, second = both(work)
-    model = manual(step)
-    fit(model, shared(20, 4, 1), max_epochs=2)
-    assert first == second
-    assert first == pytest.approx(weights(model).tolist(), abs=1e-6)
-
-
-def test_a_gan_on_two_processes_goes_on_with_the_same_bits() -> None:
-    def train(rank: int, ckpt_path: Any = None) -> Any:
-        engine.seed_everything(3 if ckpt_path is None else 99)
-        saver = ModelCheckpoint("c", "{step}", every_n_train_steps=2, save_top_k=-1)
-        run = trainer(max_epochs=2, callbacks=saver, enable_checkpointing=True)
-        model = GAN(8)
-        run.fit(model, points_loader(48, 8), points_loader(8, 4), ckpt_path=ckpt_path)
-        own = [buffer.tolist() for _, buffer in sorted(model.named_buffers())]
-        return [p.tolist() for p in model.parameters()], own, float(run.callback_metrics["d_loss_epoch"])
-
-    def work(rank: int) -> Any:
-        return train(rank), train(rank, "c/step=8.ckpt")
-
-    (whole, resumed), (other, other_resumed) = both(work)
-    assert whole[0] == other[0] and other[1] == whole[1]
-    assert same_bits(whole, resumed) and same_bits(other, other_resumed)
-
-
-def test_two_processes_share_running_statistics_and_go_on_with_them() -> None:
-    def train(rank: int, ckpt_path: Any = None) -> Any:
-        class Save(engine.Callback):
-            def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-                trainer.save_checkpoint(f"each/{trainer.state.total_batches}.ckpt")
-
-        engine.seed_everything(3 if ckpt_path is None else 99)
-        model = manual(plainly)
-        model.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        options = {"max_epochs": 2, "callbacks": Save(), "num_sanity_val_steps": 0}
-        run = trainer(**options)
-        run.fit(model, shared(16, 4, 2), shared(8, 4, 2), ckpt_path=ckpt_path)
-        return weights(model).tolist(), float(run.callback_metrics["val_loss"])
-
-    def work(rank: int) -> Any:
-        return train(rank), train(rank, "each/3.ckpt")
-
-    for whole, resumed in both(work):
-        assert whole == resumed
-
-
-def test_a_gradient_that_one_process_lacks_counts_as_zero() -> None:
-    def work(rank: int) -> list[float]:
-        def step(model: Any, batch: Any, batch_idx: int) -> None:
-            optimizer = model.optimizers()
-            optimizer.zero_grad()
-            if (batch_idx + rank) % 2:
-                model.manual_backward(model.loss(batch))
-            optimizer.step()
-
-        model = manual(step)
-        fit(model, shared(8, 4, 2))
-        return weights(model).tolist()
-
-    first, second = both(work)
-    assert first == second

@@ -1,16 +1,44 @@
-"""Two processes that train together: what each may do alone, and what a checkpoint keeps of both."""
+"""Two processes that train together: weights, what each may do alone, and what a checkpoint keeps of both."""
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import engine
 import pytest
 import torch
-from engine.callbacks import EarlyStopping
-from test_manual_optimization import both
+from engine.callbacks import EarlyStopping, ModelCheckpoint
+from injection import Apart
+from test_manual_optimization import GAN, by_closure, in_windows, manual, plainly, points_loader
+from torch import nn
 from torch.optim import SGD
-from toy import Net, loader, trainer, weights
+from torch.utils.data import DataLoader
+from toy import Net, dataset, fit, loader, same_bits, trainer, weights
+
+
+def both(work: Callable[[int], Any]) -> list[Any]:
+    """What `work(rank)` returns in each of two processes that know each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def in_process(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        torch.set_num_threads(1)
+        result = work(rank)
+        Path(f"result-{rank}.json").write_text(json.dumps(result))
+
+    children = [Apart(partial(in_process, rank)) for rank in range(2)]
+    for child in children:
+        assert child.end() == 0, child.err
+    return [json.loads(Path(f"result-{rank}.json").read_text()) for rank in range(2)]
 
 
 class Reads(Net):
@@ -98,3 +126,79 @@ def test_clipping_by_hand_sees_the_gradients_of_all() -> None:
 
     first, second = both(work)
     assert first == pytest.approx(second)
+
+
+def shared(size: int, global_batch: int, world: int) -> DataLoader[Any]:
+    return DataLoader(dataset(size), global_batch // world)
+
+
+@pytest.mark.parametrize("step", [plainly, by_closure, in_windows])
+def test_two_processes_step_to_the_weights_of_one(step: Any) -> None:
+    def work(rank: int) -> list[float]:
+        # Weights that differ at first are those of the first process.
+        engine.seed_everything(1 + rank)
+        model = manual(step)
+        fit(model, shared(20, 4, 2), max_epochs=2)
+        return weights(model).tolist()
+
+    first, second = both(work)
+    model = manual(step)
+    fit(model, shared(20, 4, 1), max_epochs=2)
+    assert first == second
+    assert first == pytest.approx(weights(model).tolist(), abs=1e-6)
+
+
+def test_a_gan_on_two_processes_goes_on_with_the_same_bits() -> None:
+    def train(rank: int, ckpt_path: Any = None) -> Any:
+        engine.seed_everything(3 if ckpt_path is None else 99)
+        saver = ModelCheckpoint("c", "{step}", every_n_train_steps=2, save_top_k=-1)
+        run = trainer(max_epochs=2, callbacks=saver, enable_checkpointing=True)
+        model = GAN(8)
+        run.fit(model, points_loader(48, 8), points_loader(8, 4), ckpt_path=ckpt_path)
+        own = [buffer.tolist() for _, buffer in sorted(model.named_buffers())]
+        return [p.tolist() for p in model.parameters()], own, float(run.callback_metrics["d_loss_epoch"])
+
+    def work(rank: int) -> Any:
+        return train(rank), train(rank, "c/step=8.ckpt")
+
+    (whole, resumed), (other, other_resumed) = both(work)
+    assert whole[0] == other[0] and other[1] == whole[1]
+    assert same_bits(whole, resumed) and same_bits(other, other_resumed)
+
+
+def test_two_processes_share_running_statistics_and_go_on_with_them() -> None:
+    def train(rank: int, ckpt_path: Any = None) -> Any:
+        class Save(engine.Callback):
+            def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+                trainer.save_checkpoint(f"each/{trainer.state.total_batches}.ckpt")
+
+        engine.seed_everything(3 if ckpt_path is None else 99)
+        model = manual(plainly)
+        model.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        options = {"max_epochs": 2, "callbacks": Save(), "num_sanity_val_steps": 0}
+        run = trainer(**options)
+        run.fit(model, shared(16, 4, 2), shared(8, 4, 2), ckpt_path=ckpt_path)
+        return weights(model).tolist(), float(run.callback_metrics["val_loss"])
+
+    def work(rank: int) -> Any:
+        return train(rank), train(rank, "each/3.ckpt")
+
+    for whole, resumed in both(work):
+        assert whole == resumed
+
+
+def test_a_gradient_that_one_process_lacks_counts_as_zero() -> None:
+    def work(rank: int) -> list[float]:
+        def step(model: Any, batch: Any, batch_idx: int) -> None:
+            optimizer = model.optimizers()
+            optimizer.zero_grad()
+            if (batch_idx + rank) % 2:
+                model.manual_backward(model.loss(batch))
+            optimizer.step()
+
+        model = manual(step)
+        fit(model, shared(8, 4, 2))
+        return weights(model).tolist()
+
+    first, second = both(work)
+    assert first == second
