@@ -37,7 +37,55 @@ from engine.trainer_properties import TrainerProperties
 
 @final
 class Trainer(TrainerArguments, TrainerProperties):
-    """Runs a module: `fit`, `validate`, `test`, `predict`."""
+    """Runs a module: `fit`, `validate`, `test`, `predict`.
+
+    Args:
+        accelerator: Device: cuda, else mps, else cpu with auto.
+        strategy: How several processes work together: auto or ddp, or ddp_find_unused_parameters_true.
+        devices: Processes on this machine, or the GPUs to use; auto takes as many as the launcher started.
+        num_nodes: Machines that take part.
+        precision: Number format: 32-true; autocast with bf16-mixed or 16-mixed; all in 64-, bf16- or 16-true.
+        logger: A logger, several, true for a TensorBoardLogger, or false for none. Default: true.
+        callbacks: Callbacks, called in this order; checkpoint callbacks always come last.
+        fast_dev_run: Try everything with so many batches (true: 1), without checkpoints and logs.
+        max_epochs: Stop after so many epochs; -1 for no limit, default 1000 unless max_steps or max_time is given.
+        min_epochs: Train at least so many epochs, even when asked to stop.
+        max_steps: Stop after so many optimizer steps; -1 for no limit.
+        min_steps: Take at least so many optimizer steps, even when asked to stop.
+        max_time: Stop, and save what is needed to go on, after days:hours:minutes:seconds of fit.
+        limit_train_batches: Batches of an epoch: a number, or a share from 0.0 to 1.0.
+        limit_val_batches: The same for each validation set; 0 turns validation off.
+        limit_test_batches: The same for each test set.
+        limit_predict_batches: The same for each set to predict.
+        overfit_batches: Train and validate on so many batches, a number or a share, always the same (0: all).
+        val_check_interval: Validate so often in an epoch: a share of it, batches, or days:hours:minutes:seconds.
+        check_val_every_n_epoch: Validate in every so many epochs; null counts val_check_interval across epochs.
+        num_sanity_val_steps: Validation batches to try before training; -1 for all. Default: 2.
+        log_every_n_steps: Log the values of every so many optimizer steps; 0 for none. Default: 50.
+        enable_checkpointing: Save checkpoints. Default: true.
+        enable_progress_bar: Show progress. Default: true.
+        enable_model_summary: Show the model's layers before training. Default: true.
+        accumulate_grad_batches: Add up the gradients of so many batches before each optimizer step.
+        gradient_clip_val: Limit of the gradients; none leaves them alone.
+        gradient_clip_algorithm: Clip the norm of all gradients, or the value of each. Default: norm.
+        deterministic: Use deterministic kernels only, which may be slower; warn where there is none with warn.
+        benchmark: Let cuDNN try kernels for the fastest; good where sizes stay the same.
+        inference_mode: Evaluate in torch.inference_mode rather than torch.no_grad (never within fit).
+        use_distributed_sampler: Share the samples of torch's default samplers among processes.
+        profiler: Where the time goes: simple for a table, pytorch for a trace of torch.profiler, or a Profiler.
+        detect_anomaly: Find the operation whose gradient is NaN; slow.
+        barebones: Turn off everything that costs time beside the loop: logs, checkpoints, bar, sanity check.
+        sync_batchnorm: Let batch norms of several processes, on GPUs, see the whole batch.
+        reload_dataloaders_every_n_epochs: Ask for new loaders every so many epochs (0: never).
+        default_root_dir: Folder for logs and checkpoints where no logger names one; default: here.
+        enable_autolog_hparams: Hand the arguments of model and data to the loggers.
+        detect_nonfinite: What to do about a loss that is NaN or infinite.
+        async_save: Write checkpoints in the background while training goes on.
+        **older: Arguments of older versions of Lightning, which are refused with what to write instead.
+
+    Raises:
+        MisconfigurationException: An argument is out of range, or the machine does not have what it asks for.
+    """
 
     # What a run consists of; set by fit, validate, test and predict.
     datamodule: DataModule | None
