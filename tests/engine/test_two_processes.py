@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import engine
 import pytest
 import torch
 from engine.callbacks import EarlyStopping, ModelCheckpoint
-from injection import Apart
+from injection import two_processes
 from test_manual_optimization import GAN, by_closure, in_windows, manual, plainly, points_loader
 from torch import nn
 from torch.optim import SGD
@@ -24,18 +21,7 @@ from toy import Net, dataset, fit, loader, same_bits, trainer, weights
 
 def both(work: Callable[[int], Any]) -> list[Any]:
     """What `work(rank)` returns in each of two processes that know each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def in_process(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-        result = work(rank)
-        Path(f"result-{rank}.json").write_text(json.dumps(result))
-
-    children = [Apart(partial(in_process, rank)) for rank in range(2)]
+    children = two_processes(lambda rank: Path(f"result-{rank}.json").write_text(json.dumps(work(rank))))
     for child in children:
         assert child.end() == 0, child.err
     return [json.loads(Path(f"result-{rank}.json").read_text()) for rank in range(2)]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import pytest
 import torch
 from engine.callbacks import EarlyStopping, ModelCheckpoint
 from engine.loggers import CSVLogger
-from injection import Apart
+from injection import two_processes
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -271,17 +268,7 @@ def test_arguments_that_do_not_fit_the_data_end_in_one_line(name: str) -> None:
 
 def errors_of_two(work: Callable[[int], Any]) -> list[str]:
     """What two processes that know each other say when they end in an error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def in_process(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-        work(rank)
-
-    children = [Apart(partial(in_process, rank)) for rank in range(2)]
+    children = two_processes(work)
     assert [child.end() for child in children] == [1, 1]
     return [child.err for child in children]
 

@@ -126,10 +126,11 @@ class MetricStore:
         self.epoch_reached = False
         results = self._read_epoch()
         self._publish(results, "_epoch")
-        for key, meter in self.meters.items():
-            if key[0] == self.stage:
-                # What goes on keeps its sums.
-                meter.reset() if reset else setattr(meter, "last", None)
+        if reset:
+            self.reset(self.stage)
+        for meter, _ in results:
+            # An epoch that goes on keeps its sums.
+            meter.last = None
         return results
 
     def _read_epoch(self, together: bool = True) -> list[tuple[Meter, float]]:
