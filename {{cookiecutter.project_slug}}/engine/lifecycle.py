@@ -65,7 +65,7 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
         raise errors[0]
     if stage == "fit":
         # A signal that came too late to interrupt anything.
-        leave(t.stop.pending())
+        leave(t.stop.pending(), agreed=False)
 
 
 def _ending(t: Trainer, stage: str, errors: list[BaseException]) -> Iterator[Callable[[], Any]]:

@@ -97,10 +97,14 @@ def quiet_children() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-def leave(reason: int) -> None:
+def leave(reason: int, agreed: bool = True) -> None:
     """End a run that was stopped by a signal, once all is saved; `max_time` ends it without an error.
 
     After SIGUSR1 a job of Slurm is put back into the queue (as `#SBATCH --signal=USR1@120` asks it to be).
+
+    Args:
+        reason: One of the constants above, or 0 for none.
+        agreed: Whether all processes leave for that reason.
 
     Raises:
         KeyboardInterrupt: It was Ctrl-C.
@@ -108,8 +112,12 @@ def leave(reason: int) -> None:
     """
     if reason == INT:
         raise KeyboardInterrupt
-    if reason == USR1 and distributed.is_rank_zero() and "SLURM_JOB_ID" in os.environ:
-        _requeue()
+    if reason == USR1 and "SLURM_JOB_ID" in os.environ:
+        if distributed.is_rank_zero():
+            _requeue()
+        if agreed:
+            # The first process that ends has Slurm kill the others, which would be before the job is queued.
+            distributed.barrier()
     if reason in (USR1, TERM):
         raise SystemExit(EXIT_CODE)
 
@@ -120,14 +128,11 @@ def _requeue() -> None:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = ["scontrol", "requeue", job]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        reason = done.stderr.strip()
-        if done.returncode == 0:
-            print(f"Slurm: job {job} is in the queue again", flush=True)
-            return
+        subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        print(f"Slurm: job {job} is in the queue again", flush=True)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = str(error)
-    distributed.rank_zero_warn(f"{' '.join(command)} failed ({reason}); queue the job again by hand")
+        answer = str(getattr(error, "stderr", "") or error).strip()
+        distributed.rank_zero_warn(f"{' '.join(command)} failed ({answer}); queue the job again by hand")
 
 
 def seconds_of(max_time: Any, name: str = "max_time") -> float | None:

@@ -1,0 +1,189 @@
+"""The job file for Slurm, run by bash with stand-ins for `srun` and `scontrol`, since no Slurm can be asked for.
+
+The stand-ins do what Slurm 22.05 was seen to do with this file: the variables below were recorded there, as were its
+deeds. srun starts the tasks, and kills the others when one has failed; requeuing ends the tasks by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SRUN = """#!{python}
+import os, signal, subprocess, sys, time
+words = [word for word in sys.argv[1:]]
+while words[0].startswith("--"):
+    assert words.pop(0) in ("--kill-on-bad-exit=1", "--cpus-per-task=" + os.environ["SLURM_CPUS_PER_TASK"])
+number, on_each = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
+places = [{{"SLURM_PROCID": i, "SLURM_LOCALID": i % on_each, "SLURM_NODEID": i // on_each}} for i in range(number)]
+tasks = [subprocess.Popen(words, env=os.environ | {{k: str(v) for k, v in place.items()}}) for place in places]
+with open("tasks.tmp", "w") as file:
+    file.write(" ".join(str(task.pid) for task in tasks))
+os.rename("tasks.tmp", "tasks.txt")
+while None in [task.poll() for task in tasks]:
+    if any(task.poll() for task in tasks):
+        for task in tasks:
+            task.kill()
+    time.sleep(0.01)
+codes = [128 - task.returncode if task.returncode < 0 else task.returncode for task in tasks]
+# 137: those that were killed because of another.
+sys.exit(max([code for code in codes if code != 137], default=137))
+"""
+SCONTROL = """#!{python}
+import os, signal, sys, time
+if sys.argv[1:3] == ["show", "hostnames"]:
+    print("127.0.0.1", "second", sep="\\n")
+    sys.exit(0)
+# A busy controller takes its time.
+time.sleep(3)
+with open("scontrol.txt", "a") as file:
+    print(*sys.argv[1:], file=file)
+for task in open("tasks.txt").read().split():
+    try:
+        os.kill(int(task), signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+"""
+# In place of Python: tells what it was given.
+TELLS = """#!{python}
+import json, os, sys
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+with open(f"told-{{os.environ['RANK']}}.json", "w") as file:
+    json.dump({{"words": sys.argv[1:], **{{name: os.environ[name] for name in names}}}}, file)
+"""
+PYTHON = '#!/bin/bash\nexec {python} "$@"\n'
+
+
+@pytest.fixture
+def job(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Popen[str]]:
+    """A function that starts the job file as Slurm does: `job("--lr", "0.1", python=TELLS, SLURM_JOB_ID="7")`."""
+    script = (project / "slurm.sh").read_text()
+    nodes, tasks = (int(re.search(rf"^#SBATCH --{n}=(\d+)", script, re.M)[1]) for n in ("nodes", "ntasks-per-node"))  # type: ignore[index]
+    given = {
+        "SLURM_JOB_ID": "41",
+        "SLURM_NTASKS": str(nodes * tasks),
+        "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_CPUS_PER_TASK": "4",
+        "SLURM_JOB_NODELIST": "one",
+    }
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def start(*words: str, python: str = PYTHON, **variables: str) -> subprocess.Popen[str]:
+        folder = project / "stand-ins"
+        folder.mkdir(exist_ok=True)
+        (project / "tasks.txt").unlink(missing_ok=True)
+        for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": python}.items():
+            (folder / name).write_text(text.format(python=sys.executable))
+            (folder / name).chmod(0o755)
+        path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+        pipe = subprocess.PIPE
+        environment = {**os.environ, **given, **path, **variables}
+        command = ["bash", "slurm.sh", *words]
+        return subprocess.Popen(command, cwd=project, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    return start
+
+
+def told(project: Path) -> list[dict[str, Any]]:
+    files = sorted(project.glob("told-*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def requeued(project: Path) -> list[str]:
+    file = project / "scontrol.txt"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_bash_can_read_it_and_sbatch_finds_its_options_at_the_top(project: Path) -> None:
+    script = project / "slurm.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    lines = script.read_text().splitlines()
+    assert len(lines) <= 40 and lines[0] == "#!/bin/bash"
+    # sbatch reads them up to the first line that is neither a comment nor empty.
+    code = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    options = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert len(options) >= 9 and max(options) < code
+    assert all(re.match(r"#SBATCH --[a-z-]+(=\S+)?(\s+#.*)?$", lines[number]) for number in options)
+
+
+def test_a_task_for_each_process_knows_its_place_and_gets_every_flag(
+    job: Callable[..., subprocess.Popen[str]], project: Path
+) -> None:
+    words = ("--lr", "0.01", "--experiment", "a $HOME 'name'")
+    process = job(*words, python=TELLS, SLURM_NTASKS="4", SLURM_NTASKS_PER_NODE="2", SLURM_JOB_NODELIST="one,second")
+    assert process.wait() == 0, process.communicate()
+    tasks = told(project)
+    assert [task["RANK"] for task in tasks] == ["0", "1", "2", "3"]
+    assert [task["LOCAL_RANK"] for task in tasks] == ["0", "1", "0", "1"]
+    for task in tasks:
+        assert (task["WORLD_SIZE"], task["LOCAL_WORLD_SIZE"], task["MASTER_ADDR"]) == ("4", "2", "127.0.0.1")
+        assert task["words"] == ["main.py", "--ckpt_path", "auto", *words]
+    # Another job on the same machine.
+    process = job(python=TELLS, SLURM_JOB_ID="42")
+    assert process.wait() == 0, process.communicate()
+    ports = {int(task["MASTER_PORT"]) for task in (tasks[0], told(project)[0])}
+    assert len(ports) == 2 and all(1024 < port < 32768 for port in ports)
+
+
+def test_each_task_of_an_array_has_a_seed_of_its_own(job: Callable[..., subprocess.Popen[str]], project: Path) -> None:
+    array = {"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "44"}
+    assert job("--lr", "0.1", python=TELLS, **array).wait() == 0
+    assert told(project)[1]["words"] == ["main.py", "--ckpt_path", "auto", "--seed", "3", "--lr", "0.1"]
+
+
+def test_a_process_that_fails_ends_the_job_with_its_code(
+    job: Callable[..., subprocess.Popen[str]], project: Path
+) -> None:
+    process = job(python='#!/bin/bash\n[ "$RANK" = 1 ] && exit 3\nexec sleep 60\n')
+    assert process.wait(timeout=30) == 3
+    assert requeued(project) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [({}, "41"), ({"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "44"}, "41_3")],
+    ids=["job", "array"],
+)
+def test_the_signal_outside_of_training_puts_the_job_back_into_the_queue(
+    job: Callable[..., subprocess.Popen[str]], project: Path, variables: dict[str, str], name: str
+) -> None:
+    assert job(python="#!/bin/bash\nkill -USR1 $$\n", **variables).wait(timeout=30) == 138
+    assert requeued(project) == [f"requeue {name}"]
+
+
+def test_the_signal_before_the_end_saves_and_requeues_and_the_next_start_goes_on(
+    job: Callable[..., subprocess.Popen[str]], project: Path
+) -> None:
+    words = ("--max_epochs", "6", "--limit_train_batches", "10", "--model.width", "4", "--log_every_n_steps", "1")
+    first = job(*words)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("epoch 2/6"):
+            break
+    for task in (project / "tasks.txt").read_text().split():
+        os.kill(int(task), signal.SIGUSR1)
+    out, err = first.communicate(timeout=100)
+    last = "logs/standard_net/version_0/checkpoints/last.ckpt"
+    assert first.returncode != 0 and f"saved {last}" in out, err
+    # The process of rank 0 was left alone until Slurm had answered.
+    assert "Slurm: job 41 is in the queue again" in out, err
+    assert requeued(project) == ["requeue 41"]
+    second = job(*words, SLURM_RESTART_COUNT="1")
+    out, err = second.communicate(timeout=200)
+    assert second.returncode == 0 and "going on with logs/standard_net/version_0" in out, err
+    assert "epoch 6/6" in out and "epoch 2/6" not in out and "test_acc" in out
+    assert os.listdir(project / "logs/standard_net") == ["version_0"]
+    with open(project / "logs/standard_net/version_0/metrics.csv", newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train_loss_step"]]
+    assert steps == list(range(60))
