@@ -257,16 +257,17 @@ def alive(pid: int) -> bool:
     return False
 
 
-def two_processes(work: Callable[[int], Any]) -> list[Apart]:
-    """Starts `work(rank)` in each of two processes that know each other."""
+def two_processes(work: Callable[[int], Any], number: int = 2) -> list[Apart]:
+    """Starts `work(rank)` in each of two processes (or of another number) that know each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def in_process(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+        os.environ["LOCAL_WORLD_SIZE"] = str(number)
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         torch.set_num_threads(1)
         work(rank)
 
-    return [Apart(partial(in_process, rank)) for rank in range(2)]
+    return [Apart(partial(in_process, rank)) for rank in range(number)]

@@ -50,8 +50,8 @@ def test_the_keys_are_those_of_the_documented_schema(saved: Path) -> None:
     content = torch.load(saved, weights_only=True)
     assert set(content) == WEIGHTS_ONLY | TRAINING
     assert all(key in (checkpoint.__doc__ or "") for key in content)
-    assert (content["format"], content["epoch"], content["global_step"]) == (3, 1, 4)
-    position = {"seed": 1, "epoch": 1, "batches_done": 0, "total_batches": 4, "global_step": 4}
+    assert (content["format"], content["epoch"], content["global_step"]) == (4, 1, 4)
+    position = {"seed": 1, "epoch": 1, "batches_done": 0, "samples_done": 0, "total_batches": 4, "global_step": 4}
     position |= {"batches_that_stepped": 4, "last_batch": True}
     open_ends = ("step_open", "plateau_open", "validated", "epoch_over", "should_stop")
     assert content["state"] == position | dict.fromkeys(open_ends, False)
@@ -218,7 +218,7 @@ def test_any_other_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     assert str(path) in refusal(lambda: checkpoint.load(path))
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {}}, {"format": 2}, [1], torch.ones(2), {"format": "1"}])
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"format": 3}, [1], torch.ones(2), {"format": "1"}])
 def test_what_another_program_saved_with_torch_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, path := tmp_path / "x.ckpt")
     assert "not a checkpoint of this engine" in refusal(lambda: checkpoint.load(path))

@@ -22,7 +22,7 @@ LAYERS = [
     {"exceptions", "distributed", "hooks", "untrusted", "older_names"},
     {"seed", "callback", "checkpoint", "meters", "precision", "signals", "strategy", "utilities", "faults", "export"},
     {"metrics", "hparams", "samples", "older", "callbacks.monitor"},
-    {"module", "datamodule", "optim", "reading", "loggers.logger"},
+    {"module", "datamodule", "optim", "reading", "elastic", "loggers.logger"},
     {"data", "resume", "hook_checks", "profilers", "loggers.csv_logs", "loggers.tensorboard"},
     {"evaluation", "loggers"},
     {"optimization"},

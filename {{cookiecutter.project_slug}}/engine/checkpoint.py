@@ -1,6 +1,6 @@
 """Checkpoint files: one dictionary of primitives and tensors, in one file that is whole or not there.
 
-Schema (`format` 3); `engine.resume` fills it. Keys shared with Lightning keep its spelling.
+Schema (`format` 4); `engine.resume` fills it. Keys shared with Lightning keep its spelling.
 
     format                      int: version of this schema
     epoch                       int: epoch in which it was saved, from 0
@@ -53,7 +53,7 @@ from engine.distributed import rank_zero_warn
 from engine.exceptions import MisconfigurationException, explained
 from engine.untrusted import read_plain
 
-FORMAT = 3
+FORMAT = 4
 Checkpoint = dict[str, Any]
 # Behind the name of a file that is being written.
 TEMPORARY = ".tmp"

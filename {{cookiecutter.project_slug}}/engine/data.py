@@ -95,7 +95,7 @@ class Loaders:
             tags: list[str | None] = [*names] or [
                 f"dataloader_idx_{n}" if len(loaders) > 1 else None for n in range(len(loaders))
             ]
-            readers = [Reader(p, count) for p, count in zip(prepared, counts, strict=True)]
+            readers = [Reader(p, count, together=training) for p, count in zip(prepared, counts, strict=True)]
             self._ready[kind] = LoaderSet(readers, counts, names, tags)
         return self._ready[kind]
 
@@ -107,6 +107,21 @@ class Loaders:
         if counts[0] == 0 and self._limits["train"]:
             raise MisconfigurationException("the train loader has no batch; is batch_size too large for drop_last?")
         return readers[0]
+
+    def check_lengths(self) -> None:
+        """Refuse train loaders of which one process has more batches than another, for which it would wait forever.
+
+        Those without length end together (`engine.reading`).
+
+        Raises:
+            MisconfigurationException: There are such; in every process, all of which must call this.
+        """
+        counts = distributed.all_gather(self.train().count)
+        if len({*counts}) > 1:
+            raise MisconfigurationException(
+                f"the train loaders of the {len(counts)} processes have {', '.join(map(str, counts))} batches; give "
+                f"every process as many, or limit_train_batches={min(counts)}"
+            )
 
     def close(self) -> None:
         """End all workers; if the garbage collector finds them, each may hold it up for seconds."""

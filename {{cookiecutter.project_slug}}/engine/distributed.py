@@ -86,6 +86,15 @@ def broadcast(value: T) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
+def everywhere(answer: bool) -> bool:
+    """Whether the answer is yes in every process."""
+    if not active():
+        return answer
+    answers = torch.tensor([answer], dtype=torch.uint8)
+    dist.all_reduce(answers, dist.ReduceOp.MIN)
+    return bool(answers)
+
+
 def all_gather(value: T) -> list[T]:
     """The values of all processes, by rank (any picklable object)."""
     if not active():

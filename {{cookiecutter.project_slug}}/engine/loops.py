@@ -37,7 +37,10 @@ class TrainState:
     Attributes:
         seed: Seed of the order of samples.
         epoch: Finished epochs.
-        batches_done: Batches done in the current epoch.
+        batches_done: Batches done in the current epoch, or the number of the next one: after a resume with batches of
+            another size they are counted as if all before had been of this size.
+        samples_done: Samples of the current epoch's order that all processes together have had, which is where the
+            next batch begins; 0 where the order is not `EpochSampler`'s.
         total_batches: Batches done in all epochs.
         global_step: Completed optimizer steps, of all optimizers together.
         batches_that_stepped: Batches after which an optimizer has stepped: the x-axis of the logs.
@@ -51,6 +54,7 @@ class TrainState:
     seed: int
     epoch: int = 0
     batches_done: int = 0
+    samples_done: int = 0
     total_batches: int = 0
     global_step: int = 0
     batches_that_stepped: int = 0
@@ -106,7 +110,8 @@ def train_epoch(t: Trainer) -> None:
     # ModelCheckpoint, EarlyStopping and others that watch metrics.
     t.call_monitoring(Callback.on_train_epoch_end)
     if state.epoch_over:
-        state.epoch, state.batches_done, state.epoch_over, state.validated = state.epoch + 1, 0, False, False
+        state.epoch, state.batches_done, state.samples_done = state.epoch + 1, 0, 0
+        state.epoch_over = state.validated = False
 
 
 def train_batches(t: Trainer) -> bool:
@@ -120,10 +125,11 @@ def train_batches(t: Trainer) -> bool:
     t.is_last_batch = state.last_batch and bool(state.batches_done)
     if (state.batches_done and leaves_epoch(t)) or stop_reason(t) is not None:
         return False
-    batches = t.loaders.train().epoch(state.seed, state.epoch, state.batches_done)
+    reader = t.loaders.train()
+    batches = reader.epoch(state.seed, state.epoch, state.batches_done, state.samples_done)
     batches = fetched(t.profiler, "train_dataloader_next", batches)
     for batch_idx, batch, t.is_last_batch in batches:
-        skip_rest = train_batch(t, batch, batch_idx)
+        skip_rest = train_batch(t, batch, batch_idx, reader.samples_done)
         t.metrics.scope = None
         t.writer.check()
         # After the last batch the loader is read to its end first, so that its state says so.
@@ -131,6 +137,10 @@ def train_batches(t: Trainer) -> bool:
             return skip_rest
     if not state.batches_done:
         raise MisconfigurationException(f"the train loader gave no batch in epoch {state.epoch}; check its data")
+    if not t.is_last_batch:
+        # The loader gave fewer batches than it said, or other processes than before share none of what is left.
+        t.is_last_batch = state.last_batch = True
+        step_learning_rates(t, "epoch", state.epoch + 1)
     leaves_epoch(t)
     return False
 
@@ -226,8 +236,14 @@ def ends_window(t: Trainer, batch_idx: int) -> bool:
     return t.is_last_batch or (batch_idx + 1) % t.accumulate_grad_batches == 0
 
 
-def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
+def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bool:
     """Run one batch.
+
+    Args:
+        t: The trainer.
+        batch: The batch.
+        batch_idx: Its number in the epoch.
+        samples_done: What `TrainState.samples_done` is after it.
 
     Returns:
         Whether the module asked to skip the rest of the epoch, this batch included.
@@ -251,7 +267,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int) -> bool:
             t.steps["optimizer_step"](t.optimizers[0])
     watch_loss(t, batch_idx, outputs.get("loss"))
     state.batches_done, state.total_batches, state.validated = batch_idx + 1, state.total_batches + 1, False
-    state.last_batch = t.is_last_batch
+    state.samples_done, state.last_batch = samples_done, t.is_last_batch
     if stepping:
         state.global_step += automatic
         state.batches_that_stepped += 1

@@ -66,7 +66,7 @@ class Meter:
         if self.total is None:
             self.total = _wide(value) * weight
         elif self.options.reduce_fx in ("min", "max"):
-            self.total = _extreme(self.options.reduce_fx, self.total, value)
+            self.total = extreme(self.options.reduce_fx, self.total, value)
         elif isinstance(self.total, Tensor) and isinstance(value, Tensor):
             self.total.add_(value, alpha=weight)
         else:
@@ -94,7 +94,8 @@ def _wide(value: Value) -> Value:
     return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
-def _extreme(reduce_fx: object, a: Value, b: Value) -> Value:
+def extreme(reduce_fx: object, a: Value, b: Value) -> Value:
+    """The smaller of two values, or the larger one: `reduce_fx` is "min" or "max"."""
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return min(a, b) if reduce_fx == "min" else max(a, b)
     left, right = torch.as_tensor(a), torch.as_tensor(b)
@@ -152,5 +153,8 @@ def merge(reduce_fx: object, values: list[tuple[float, float]]) -> float:
     """One number of several (number, weight)."""
     numbers = [number for number, _ in values]
     if reduce_fx == "mean":
-        return sum(number * weight for number, weight in values) / sum(weight for _, weight in values)
+        # Without samples behind it a mean is NaN.
+        behind = [(number, weight) for number, weight in values if weight]
+        weights = sum(weight for _, weight in behind)
+        return sum(number * weight for number, weight in behind) / weights if weights else math.nan
     return min(numbers) if reduce_fx == "min" else max(numbers) if reduce_fx == "max" else sum(numbers)

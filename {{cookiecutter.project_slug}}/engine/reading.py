@@ -34,14 +34,21 @@ class Reader:
     Args:
         loader: A prepared loader.
         count: Batches of an epoch; `UNKNOWN` for all of a loader without length.
+        together: Where only its end tells how many batches a loader has, end the epoch for all processes when the first
+            of them has no more (training).
+
+    Attributes:
+        samples_done: Samples of the epoch's order that all processes together have had once the newest batch is done;
+            0 where the order is not ours.
     """
 
-    def __init__(self, loader: Any, count: int | float) -> None:
-        self.loader, self.count = loader, count
+    def __init__(self, loader: Any, count: int | float, together: bool = False) -> None:
+        self.loader, self.count, self.samples_done = loader, count, 0
         dataset = getattr(loader, "dataset", None)
         self._ours = isinstance(dataset, SeededDataset) and own_sampler(loader) is not None
         # The length of an iterable dataset is an estimate: only its end says which batch was the last.
         self._ahead = length(loader) == UNKNOWN or isinstance(dataset, IterableDataset)
+        self._together = together and self._ahead
         keeps_state: Any = dataset if isinstance(dataset, IterableDataset) and not loader.num_workers else loader
         stateful = all(hasattr(keeps_state, name) for name in ("state_dict", "load_state_dict"))
         self._source = keeps_state if stateful else None
@@ -52,39 +59,51 @@ class Reader:
         self._iterator: Iterator[Any] | None = None
 
     def epoch(
-        self, seed: int, epoch: int, done: int = 0, count: int | float | None = None
+        self, seed: int, epoch: int, done: int = 0, samples_done: int = 0, count: int | float | None = None
     ) -> Iterator[tuple[int, Any, bool]]:
-        """Yield (number, batch, whether it is the last) for the batches of an epoch, without the first `done`.
+        """Yield (number, batch, whether it is the last) for the batches of an epoch, without those that are done.
 
         Args:
             seed: Seed of the run.
             epoch: Number of the epoch, which decides about order and random numbers.
-            done: Batches to leave out.
+            done: Number of the first batch; so many are left out, where the order is not ours.
+            samples_done: Samples to leave out of our order, of all processes together.
             count: Batches of this epoch, rather than of every one.
 
         Raises:
             RuntimeError: A sample cannot be read.
         """
-        start_epoch(self.loader, seed, epoch, done)
+        start_epoch(self.loader, seed, epoch, samples_done)
         self._finished = False
-        count = self.count if count is None else count
+        count, size, end = self._extent(done, samples_done, self.count if count is None else count)
         read = self._start(mix(seed, epoch, 4, distributed.rank()), done)
-        batch = _next(read) if done < count else END
+        batch = self._agreed(_next(read)) if done < count else END
+        following = None
         while batch is not END:
             following = None
             if self._ahead and done + 1 < count:
                 self._before_ahead = self._capture()
-                following = _next(read)
+                following = self._agreed(_next(read))
                 if following is END and self._source is not None:
                     self._before_ahead = {**self._capture(), "ended": True}
             last = following is END or done + 1 == count
+            samples_done = self.samples_done = min(samples_done + size, end)
             yield done, batch, last
             done += 1
             batch = END if last else following if self._ahead else _next(read)
         if self._source is not None and count in (UNKNOWN, length(self.loader)):
-            # Seen to its end, so that its state says so.
-            _next(read)
+            # Seen to its end, so that its state says so; where another process has ended the epoch, as far as it was.
+            if following is not END:
+                _next(read)
             self._finished = True
+
+    def next_number(self, samples_done: int, window: int) -> int:
+        """Number of the batch that begins after so many samples, if all before it had been of the present size.
+
+        Rounded up so that a window of accumulated gradients begins with it.
+        """
+        samples = self._batch_size() * window
+        return -(-samples_done // samples) * window
 
     def state_dict(self, done: int) -> dict[str, Any] | None:
         """What there is to know, beside their number, to go on after `done` batches of an epoch."""
@@ -136,6 +155,26 @@ class Reader:
             "comes from torch's, Python's or NumPy's global random numbers or is always the same; give it "
             "set_epoch(epoch), or state_dict and load_state_dict"
         )
+
+    def _batch_size(self) -> int:
+        """Samples of a batch, of all processes together."""
+        return (self.loader.batch_size or 1) * distributed.world_size()
+
+    def _extent(self, done: int, samples_done: int, count: int | float) -> tuple[int | float, int, int]:
+        """Number behind the epoch's last batch, samples of a batch, and samples at the end; of our order only."""
+        sampler = own_sampler(self.loader)
+        if not self._ours or sampler is None:
+            return count, 0, 0
+        mine, batch_size, full = len(sampler.mine(samples_done)), self.loader.batch_size or 1, length(self.loader)
+        left = mine // batch_size if self.loader.drop_last else -(-mine // batch_size)
+        if count < full:
+            # Cut short by limit_train_batches: to so many batches of the present size, rounded up.
+            left = min(left, max(0, int(count) - self.next_number(samples_done, 1)))
+        return done + left, self._batch_size(), samples_done + mine * sampler.world
+
+    def _agreed(self, batch: Any) -> Any:
+        """The batch, or END if another process has none: steps wait for each other."""
+        return batch if not self._together or distributed.everywhere(batch is not END) else END
 
     def _start(self, seed: int, done: int) -> Callable[[], Any]:
         if self._ours:
@@ -194,8 +233,8 @@ def _next(read: Callable[[], Any]) -> Any:
     return batch
 
 
-def start_epoch(loader: Any, seed: int, epoch: int, done: int = 0) -> None:
-    """Tell a loader, its dataset and its samplers which epoch comes next, ours also how many batches it is to skip."""
+def start_epoch(loader: Any, seed: int, epoch: int, samples_done: int = 0) -> None:
+    """Tell a loader, its dataset and its samplers which epoch comes next, ours also how many samples it is to skip."""
     if isinstance(loader, DataLoader):
         if isinstance(loader.generator, torch.Generator):
             loader.generator.manual_seed(mix(seed, epoch, 1, distributed.rank()))
@@ -205,7 +244,7 @@ def start_epoch(loader: Any, seed: int, epoch: int, done: int = 0) -> None:
     if ours is not None:
         # A run that goes on takes its seed from the checkpoint, perhaps after the loader was made.
         ours.seed = seed
-        ours.set_epoch(epoch, skipped=done * (loader.batch_size or 1))
+        ours.set_epoch(epoch, skipped=samples_done)
     for name in ("sampler", "batch_sampler", "dataset"):
         part: Any = getattr(loader, name, None)
         if hasattr(part, "set_epoch") and part is not ours:

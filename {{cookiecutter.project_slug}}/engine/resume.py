@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchmetrics import Metric, MetricCollection
 
-from engine import distributed
+from engine import distributed, elastic
 from engine.callback import Callback
 from engine.checkpoint import FORMAT, Checkpoint, DamagedCheckpoint, fitting, load_weights, plain
 from engine.exceptions import MisconfigurationException
@@ -24,7 +24,7 @@ from engine.faults import check_losses, writing_logs
 from engine.hooks import is_overridden, move_to_device
 from engine.hparams import plain_hparams
 from engine.reading import own_sampler
-from engine.seed import capture_rng, restore_rng
+from engine.seed import capture_rng
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -97,12 +97,13 @@ def moment(t: Trainer) -> Checkpoint:
     validating = [c for c in t.callbacks if any(is_overridden(c, name, Callback) for name in hooks)]
     names = {id(part): name for name, part in t.module.named_modules()}
     state = t.state
-    batches_done = 0 if state.epoch_over else state.batches_done
+    batches_done, samples_done = (0, 0) if state.epoch_over else (state.batches_done, state.samples_done)
     with writing_logs(t):
         # So that the logs of a killed run are never behind its checkpoint.
         for logger in t.loggers:
             logger.save()
-    position = {"epoch": state.epoch + state.epoch_over, "batches_done": batches_done, "epoch_over": False}
+    position = {"epoch": state.epoch + state.epoch_over, "epoch_over": False}
+    position |= {"batches_done": batches_done, "samples_done": samples_done}
     training = t.stage == "fit"
     return {
         "callbacks": {c.state_key: plain(c.state_dict(), "callbacks") for c in t.callbacks if c in validating},
@@ -190,15 +191,7 @@ def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
     # Before the loader is given its state: later, a new one would have none.
     t.reload_dataloaders()
     with fitting(path, "order"):
-        same = bool(_order(t) == loaded["order"])
-    if t.state.batches_done and not same:
-        now = _order(t)
-        changed = {name: value for name, value in now.items() if loaded["order"].get(name) != value}
-        raise MisconfigurationException(
-            f"checkpoint {path} was saved within epoch {t.state.epoch}, which cannot go on with other samples: now "
-            f"{changed}, then { {name: loaded['order'].get(name) for name in changed} }; put that back, or take a "
-            "checkpoint of the end of an epoch"
-        )
+        elastic.renumber(t, path, loaded, _order(t))
 
 
 def _check_kind(saved: Any, own: Any) -> None:
@@ -251,13 +244,13 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
     rank = distributed.rank()
     parts = dict(t.module.named_modules())
     with fitting(path, "meters"):
-        t.metrics.load_state_dict(loaded["meters"][rank % len(loaded["meters"])], parts)
+        t.metrics.load_state_dict(elastic.meters(loaded["meters"]), parts)
         for stage, loader, steps in loaded["evaluation_steps"]:
             if type(steps) is not int:
                 raise TypeError("evaluation_steps are whole numbers")
             t.evaluation_steps[stage, loader] = steps
     with fitting(path, "metrics"):
-        metrics = loaded["metrics"][rank % len(loaded["metrics"])]
+        metrics = elastic.metrics(loaded["metrics"], parts, path)
         for name in metrics.keys() & parts.keys():
             _restore_metric(parts[name], metrics[name])
     try:
@@ -270,13 +263,13 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
         ) from error
     with fitting(path, "gradients"):
         parameters = dict(t.module.named_parameters())
-        for name, gradient in loaded["gradients"][rank % len(loaded["gradients"])].items():
+        for name, gradient in elastic.gradients(loaded["gradients"]).items():
             parameters[name].grad = gradient.to(parameters[name])
     with fitting(path, "loaders"):
         if rank < len(loaded["loaders"]):
             t.loaders.train().load_state_dict(loaded["loaders"][rank])
     with fitting(path, "rng"):
-        restore_rng(loaded["rng"][rank % len(loaded["rng"])])
+        elastic.restore_random(t, loaded["rng"])
 
 
 def check_resumable(path: Path, loaded: Checkpoint) -> None:

@@ -31,11 +31,13 @@ class Draw(int):
 
 
 class EpochSampler(Sampler[int]):
-    """Indices of one process in one epoch, as a function of (seed, epoch).
+    """Indices of one process in one epoch, as a function of (seed, epoch, samples that all processes have had).
 
-    Process r of w takes samples r, r + w, r + 2w, ... of the epoch's order. When training, the last `size % w`
-    samples of the order are left out, so that all processes run the same number of batches; with shuffling these
-    are others in every epoch. When evaluating, every sample of the order is taken exactly once.
+    Process r of w takes samples r, r + w, r + 2w, ... of what is left of the epoch's order. When training, the last
+    `left % w` samples of the order are left out, so that all processes run the same number of batches; with shuffling
+    these are others in every epoch. w processes take w samples at a time, so that those left out are the same ones
+    wherever w processes go on, and only other processes may leave out fewer or more. When evaluating, every sample of
+    the order is taken exactly once.
 
     Args:
         size: Number of samples in an epoch's order.
@@ -50,17 +52,21 @@ class EpochSampler(Sampler[int]):
     ) -> None:
         self.size, self.shuffle, self.weighted = size, shuffle, weighted
         self.seed, self.epoch = seed, 0
-        self.rank, self.world = distributed.rank(), distributed.world_size()
-        self.taken = size - size % self.world if even else size
+        self.rank, self.world, self.even = distributed.rank(), distributed.world_size(), even
         self.skipped = 0
 
     def set_epoch(self, epoch: int, skipped: int = 0) -> None:
-        """Choose the epoch, from 0, whose order the next `iter` gives, without its first samples of this process."""
+        """Choose the epoch, from 0, whose order the next `iter` gives, without its first samples, of all processes."""
         self.epoch, self.skipped = epoch, skipped
 
+    def mine(self, skipped: int) -> range:
+        """Places in the order that this process takes, if the first ones are skipped."""
+        left_out = (self.size - skipped) % self.world if self.even else 0
+        return range(skipped + self.rank, self.size - left_out, self.world)
+
     def __iter__(self) -> Iterator[int]:
-        mine = slice(self.rank + self.skipped * self.world, self.taken, self.world)
-        places = range(self.size)[mine]
+        places = self.mine(self.skipped)
+        mine = slice(places.start, places.stop, places.step)
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         if self.weighted is not None:
             order = torch.multinomial(self.weighted.weights, self.size, self.weighted.replacement, generator=generator)
@@ -68,7 +74,7 @@ class EpochSampler(Sampler[int]):
         return iter(torch.randperm(self.size, generator=generator)[mine].tolist() if self.shuffle else places)
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.taken, self.world))
+        return len(self.mine(0))
 
 
 class Unreadable(NamedTuple):

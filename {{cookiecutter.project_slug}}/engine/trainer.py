@@ -152,6 +152,7 @@ class Trainer(TrainerArguments, TrainerProperties):
             model.zero_grad()
             if self.num_sanity_val_steps and self.enable_validation and not self.state.batches_done:
                 loops.sanity_check(self)
+            self.loaders.check_lengths()
             if (inexact := self.loaders.train().inexact()) is not None:
                 distributed.rank_zero_warn(inexact)
             if found is not None:
@@ -334,6 +335,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         if every and self.state.epoch - self._loaded_in_epoch >= every:
             self._loaded_in_epoch = self.state.epoch - self.state.epoch % every
             self.loaders.request_again("train", "val")
+            self.loaders.check_lengths()
 
     def dispatch(self, callbacks: list[Callback]) -> None:
         """Keep the callbacks, and look up once which of them override which hook."""
