@@ -11,6 +11,7 @@ import engine
 import pytest
 import torch
 from engine import checkpoint
+from engine.checkpoint_writer import CheckpointWriter
 from engine.callbacks import EMAWeightAveraging, ModelCheckpoint
 from engine.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
@@ -155,7 +156,7 @@ def test_the_extra_state_of_a_module_comes_back() -> None:
 
 
 def test_saving_in_the_background_needs_memory_for_one_checkpoint() -> None:
-    writer = checkpoint.CheckpointWriter(asynchronous=True)
+    writer = CheckpointWriter(asynchronous=True)
     for number in range(1, 6):
         # Before the weights comes a state of more and more tensors.
         state = {"state": [torch.zeros(3)] + [torch.ones(2) for _ in range(number)], "weights": torch.zeros(1000)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.callback import Callback
 from engine.callbacks import with_defaults
-from engine.checkpoint import CheckpointWriter
+from engine.checkpoint_writer import CheckpointWriter
 from engine.exceptions import MisconfigurationException
 from engine.hooks import is_overridden
 from engine.loggers import DummyLogger, as_loggers
@@ -19,7 +19,7 @@ from engine.precision import Precision, PrecisionAlias, PrecisionName
 from engine.profilers import PassThroughProfiler, Profiler, make_profiler
 from engine.seed import make_deterministic
 from engine.signals import seconds_of
-from engine.strategy import check_devices, select_device
+from engine.strategies import DDPStrategy, ModelParallelStrategy, check_devices, find_strategy, select_device
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -38,7 +38,7 @@ class TrainerArguments:
         self,
         *,
         accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
-        strategy: str = "auto",
+        strategy: str | DDPStrategy | ModelParallelStrategy = "auto",
         devices: int | str | list[int] = "auto",
         num_nodes: int = 1,
         precision: PrecisionName | PrecisionAlias | Literal[16, 32, 64] | None = "32-true",
@@ -110,15 +110,17 @@ class TrainerArguments:
         check_arguments(self)
         logger = _or(logger, not barebones)
         self._shorten()
-        check_devices(devices, num_nodes, strategy)
-        self.strategy_name, self.device = strategy, select_device(accelerator, devices)
+        self.strategy_options = find_strategy(strategy)
+        check_devices(devices, num_nodes)
+        self.device = select_device(accelerator, devices)
         self.precision_plugin = Precision(precision, self.device)
         self.precision = self.precision_plugin.name
+        check_sharded(self.strategy_options, self.precision, async_save)
         make_deterministic(deterministic, benchmark)
         self.inference_mode, self.use_distributed_sampler = inference_mode, use_distributed_sampler
         self.sync_batchnorm, self.profiler = sync_batchnorm, make_profiler(profiler) or PassThroughProfiler()
-        self.default_root_dir = str(default_root_dir or ".")
-        self.log_dir: str | None = self.default_root_dir
+        self.log_dir: str | None = str(default_root_dir or ".")
+        self.default_root_dir = self.log_dir
         self.loggers = as_loggers(logger, self.default_root_dir)
         if self.fast_dev_run and self.loggers:
             # Code that uses a logger is tried, too.
@@ -195,6 +197,23 @@ def _check_validation(t: TrainerArguments) -> None:
             f"check_val_every_n_epoch=None counts batches across epochs: val_check_interval={interval} has to be a "
             "whole number of them, or a time"
         )
+
+
+def check_sharded(strategy: DDPStrategy | ModelParallelStrategy, precision: str, async_save: bool) -> None:
+    """Refuse what cannot be done with parameters in parts.
+
+    Raises:
+        MisconfigurationException: It was asked for.
+    """
+    if isinstance(strategy, DDPStrategy):
+        return
+    if precision.startswith("16-"):
+        raise MisconfigurationException(
+            f"precision={precision} with parameters in parts (strategy fsdp): fp16 needs a loss scale that all parts "
+            "agree on; give precision bf16-mixed, or strategy ddp"
+        )
+    if async_save:
+        raise MisconfigurationException("async_save copies whole models; leave it out with strategy fsdp")
 
 
 def check_barebones(**wanted: Any) -> None:

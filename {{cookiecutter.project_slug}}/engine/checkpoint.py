@@ -40,27 +40,24 @@ import errno
 import os
 import pickle
 import shutil
-import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from engine import shards
 from engine.distributed import rank_zero_warn
-from engine.exceptions import MisconfigurationException, explained
+from engine.exceptions import DamagedCheckpoint, MisconfigurationException, explained
+from engine.fsdp import as_like
 from engine.untrusted import read_plain
 
 FORMAT = 4
 Checkpoint = dict[str, Any]
 # Behind the name of a file that is being written.
 TEMPORARY = ".tmp"
-
-
-class DamagedCheckpoint(MisconfigurationException):
-    """A file that is no good, whoever reads it, and whenever."""
 
 
 def plain(value: Any, name: str) -> Any:
@@ -185,13 +182,21 @@ def _commit(temporary: Path, path: Path) -> None:
             os.close(folder)
 
 
-def load(path: Path, map_location: Any = "cpu", foreign: bool = False) -> Checkpoint:
+def load(
+    path: Path,
+    map_location: Any = "cpu",
+    foreign: bool = False,
+    place: shards.Place | None = None,
+    whole: bool = True,
+) -> Checkpoint:
     """Read a checkpoint, after checking every byte against the file's checksums.
 
     Args:
         path: The file.
         map_location: Where to put tensors, as in `torch.load`.
         foreign: Take one of Lightning's, too; Python objects in it are left out.
+        place: Where to put tensors that lie beside the file in parts; default: as a whole on the CPU.
+        whole: Check all of these parts, rather than this process' share of them.
 
     Raises:
         DamagedCheckpoint: The file is damaged, unsafe, or no checkpoint of this engine.
@@ -230,7 +235,7 @@ def load(path: Path, map_location: Any = "cpu", foreign: bool = False) -> Checkp
     if not own and not (foreign and _of_lightning(parts)):
         advice = "; it is Lightning's: take its weights by load_from_checkpoint" if _of_lightning(parts) else ""
         raise DamagedCheckpoint(f"{path} is not a checkpoint of this engine (format {FORMAT}){advice}")
-    return parts
+    return shards.read(parts, path, place, whole)
 
 
 def _of_lightning(checkpoint: Any) -> bool:
@@ -280,7 +285,7 @@ def load_weights(
     elif text:
         raise MisconfigurationException(f"checkpoint {path} is of another model than this one: {text}")
     with fitting(path, "state_dict"):
-        module.load_state_dict(weights, strict=strict)
+        module.load_state_dict({name: as_like(value, own.get(name)) for name, value in weights.items()}, strict=strict)
 
 
 @contextlib.contextmanager
@@ -299,98 +304,6 @@ def fitting(path: str | os.PathLike[str], part: str) -> Iterator[None]:
         raise MisconfigurationException(
             f"checkpoint {path} does not fit this run: its {part} cannot be taken over ({reason})"
         ) from error
-
-
-class CheckpointWriter:
-    """Writes checkpoints one after the other, at once or, if asked to, in a thread while training goes on.
-
-    The thread writes from copies on the host, whose memory is used again for the next checkpoint. An error there is
-    raised by `check`, which every step calls.
-    """
-
-    def __init__(self, asynchronous: bool) -> None:
-        self.asynchronous = asynchronous
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._buffers: dict[tuple[Any, ...], list[Tensor]] = {}
-
-    def write(
-        self,
-        checkpoint: Checkpoint,
-        path: Path,
-        keep: tuple[Path, Path] | None,
-        committed: Callable[[], None],
-        check: Callable[[Checkpoint], None] = lambda checkpoint: None,
-    ) -> None:
-        """Write a file as `save` does, unless `check` raises, then call `committed`."""
-        self.wait()
-        if not self.asynchronous:
-            check(checkpoint)
-            save(checkpoint, path, keep)
-            committed()
-            return
-        staged = self._staged(plain_checkpoint(checkpoint))
-        on_gpu = any(device.type == "cuda" for *_, device in self._buffers)
-        ready = torch.cuda.current_stream().record_event() if on_gpu else None
-
-        def work() -> None:
-            try:
-                if ready is not None:
-                    ready.synchronize()
-                check(staged)
-                save(staged, path, keep)
-                committed()
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=work, name="checkpoint")
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise what went wrong in the thread since the last call."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def wait(self) -> None:
-        """Wait until the last file is on the disk."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
-
-    def _staged(self, checkpoint: Checkpoint) -> Checkpoint:
-        """A copy on the host; what is one tensor stays one."""
-        copies: dict[tuple[Any, ...], Tensor] = {}
-        free, self._buffers = self._buffers, {}
-
-        def copy(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return copy_tensor(value)
-            if isinstance(value, dict):
-                copied = type(value)({key: copy(item) for key, item in value.items()})
-                if isinstance(value, OrderedDict):
-                    # A state dict carries the versions of its modules as an attribute.
-                    vars(copied).update(vars(value))
-                return copied
-            return type(value)(copy(item) for item in value) if isinstance(value, list | tuple) else value
-
-        def copy_tensor(value: Tensor) -> Tensor:
-            if value.layout is not torch.strided:
-                return value.detach().clone()
-            same = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-            # An empty tensor has no address of its own.
-            if same not in copies or not value.numel():
-                kind = (value.dtype, value.shape, value.device)
-                buffer = free[kind].pop() if free.get(kind) else None
-                if buffer is None:
-                    buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-                self._buffers.setdefault(kind, []).append(buffer)
-                copies[same] = buffer.copy_(value, non_blocking=value.is_cuda)
-            return copies[same]
-
-        with torch.no_grad():
-            return {key: copy(value) for key, value in checkpoint.items()}
 
 
 def _some(names: list[str], limit: int = 4) -> str:

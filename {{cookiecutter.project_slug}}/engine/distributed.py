@@ -22,6 +22,7 @@ from torch import Tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_tensor_parallel_size = 1
 
 
 def rank() -> int:
@@ -42,6 +43,22 @@ def world_size() -> int:
 def local_world_size() -> int:
     """Number of processes of the run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def share_samples(tensor_parallel_size: int) -> None:
+    """Let so many processes in a row have the same samples."""
+    global _tensor_parallel_size
+    _tensor_parallel_size = tensor_parallel_size
+
+
+def data_rank() -> int:
+    """Number of this process among those that have samples of their own."""
+    return rank() // _tensor_parallel_size
+
+
+def data_world_size() -> int:
+    """How many processes have samples of their own."""
+    return world_size() // _tensor_parallel_size
 
 
 def is_rank_zero() -> bool:
@@ -66,9 +83,23 @@ def destroy() -> None:
         gc.collect()
 
 
+def joined() -> bool:
+    """Whether there is a process group, perhaps of this process alone."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def active() -> bool:
     """Whether collectives reach other processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return joined() and dist.get_world_size() > 1
+
+
+def any_of(mine: bool) -> bool:
+    """Whether it is so in any process."""
+    if not active():
+        return mine
+    number = torch.tensor(int(mine), dtype=torch.int32)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return bool(number)
 
 
 def barrier() -> None:
@@ -118,7 +149,9 @@ def all_gather_tensor(tensor: Tensor, group: Any = None, sync_grads: bool = Fals
 
 def average_gradients(parameters: list[Tensor]) -> None:
     """Replace gradients by their means over all processes; one that only some of them have is zero in the others."""
-    if not active():
+    # Those that are spread over processes see to that themselves.
+    parameters = [p for p in parameters if not hasattr(p, "device_mesh")]
+    if not active() or not parameters:
         return
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
     dist.all_reduce(has, dist.ReduceOp.MAX)

@@ -12,6 +12,7 @@ import torch
 from engine import distributed
 from engine.callback import Callback, Hook, P
 from engine.exceptions import MisconfigurationException
+from engine.fsdp import evaluated_together
 from engine.hook_checks import check_dataloader_idx
 from engine.hooks import ModelHooks, is_overridden, move_to_device
 from engine.meters import Meter
@@ -45,6 +46,8 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
     metrics.samples = dict.fromkeys(sets.names, 0)
     metrics.stage, metrics.scope = stage, None
     logging = None if stage == "predict" else Scope.EPOCH
+    # Batch norms count in each process; the checkpoint has the first one's, and so all evaluate with them.
+    distributed.broadcast_tensors([*t.module.buffers()])
     with evaluation_mode(t, stage):
         metrics.scope = logging
         call_both(t, getattr(Callback, f"on_{stage}_start"))
@@ -104,7 +107,7 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
     start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
     scope = None if stage == "predict" else Scope.EVAL_BATCH
     kept: list[Any] = []
-    batches = reader.epoch(t.state.seed, 0, count=sets.counts[index])
+    batches = evaluated_together(t.module, reader.epoch(t.state.seed, 0, count=sets.counts[index]))
     for batch_idx, batch, _ in fetched(t.profiler, f"{stage}_dataloader_next", batches):
         if broken_off(t):
             break
@@ -128,7 +131,8 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
 
 def takes_batch_idx(step: Callable[..., Any]) -> bool:
     """Whether a step wants the number of its batch: it has two parameters or more, or takes any number."""
-    parameters = inspect.signature(step).parameters.values()
+    # FSDP2 wraps steps: what it wraps is bound already.
+    parameters = inspect.signature(getattr(step, "__wrapped__", step)).parameters.values()
     return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 

@@ -18,6 +18,10 @@ class MisconfigurationException(Exception):
     """
 
 
+class DamagedCheckpoint(MisconfigurationException):
+    """A file that is no good, whoever reads it, and whenever."""
+
+
 def explained(error: E, note: str | None = None) -> E:
     """Mark an error as one that its text, and a note (PEP 678), explain: `main.py` prints these, and no traceback."""
     if note is not None and note not in getattr(error, "__notes__", []):

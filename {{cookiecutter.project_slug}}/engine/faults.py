@@ -18,6 +18,7 @@ import torch
 
 from engine import distributed
 from engine.exceptions import LIBRARIES, MisconfigurationException, explained
+from engine.fsdp import as_local
 from engine.hooks import find_batch_size
 
 if TYPE_CHECKING:
@@ -66,12 +67,16 @@ def check_weights(t: Trainer, checkpoint: dict[str, Any]) -> None:
     """
     # A hook may have left some out of the file; buffers may be infinite on purpose.
     saved, names = checkpoint["state_dict"], (name for name, _ in t.module.named_parameters())
-    weights = {n: saved[n] for n in names if n in saved and saved[n].is_floating_point() and saved[n].numel()}
-    if t.detect_nonfinite == "off" or not weights or t.stage != "fit":
+    if t.detect_nonfinite == "off" or t.stage != "fit":
         return
-    largest = torch._foreach_norm([*weights.values()], math.inf)
-    sizes = torch.stack([size.float() for size in largest]).tolist()
+    parts = {name: as_local(saved[name]) for name in names if name in saved}
+    weights = {name: part for name, part in parts.items() if part.is_floating_point() and part.numel()}
+    largest = torch._foreach_norm([*weights.values()], math.inf) if weights else []
+    sizes = torch.stack([size.float() for size in largest]).tolist() if largest else []
     bad = [name for name, size in zip(weights, sizes, strict=True) if not math.isfinite(size)]
+    if t.device_mesh is not None:
+        # Each process has looked at its parts.
+        bad = list(dict.fromkeys(name for part in distributed.all_gather(bad) for name in part))
     if not bad:
         return
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine import distributed, faults
+from engine import distributed, faults, fsdp
 from engine.arguments import check_module
 from engine.callback import Callback
 from engine.data import Loaders
@@ -24,7 +24,7 @@ from engine.older import steps_of, with_older_hooks
 from engine.optim import LightningOptimizer, needs_closure, parse_optimizers
 from engine.profilers import profiled
 from engine.signals import StopRequest, leave, quiet_children
-from engine.strategy import Strategy, make_strategy
+from engine.strategies import Strategy, make_mesh, make_strategy
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -140,6 +140,8 @@ def _set_up(t: Trainer) -> None:
     if t.device.type == "cuda":
         torch.cuda.set_device(t.device)
     distributed.init(t.device)
+    t.device_mesh = make_mesh(t.strategy_options, t.device)
+    distributed.share_samples(1 if t.device_mesh is None else t.device_mesh["tensor_parallel"].size())
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
     t.log_dir = distributed.broadcast(run_folder_of(t.loggers, t.default_root_dir))
     _start_profiling(t)
@@ -155,9 +157,21 @@ def _set_up(t: Trainer) -> None:
     distributed.barrier()
     with t.precision_plugin.context if t.precision_plugin.dtype is not None else nullcontext():
         t.module.configure_model()
+    if t.sync_batchnorm and distributed.active() and t.stage == "fit":
+        _synchronise_batch_norms(t)
+    if t.device_mesh is not None:
+        # Sharding moves each part to the device by itself: the whole may be too large for one.
+        t.module.to(dtype=t.precision_plugin.dtype)
+        fsdp.shard(t.module, t.device_mesh, t.precision)
     t.module.to(t.device, t.precision_plugin.dtype)
     # Again, since hooks may be attributes that were set meanwhile.
     look_up_hooks(t)
+
+
+def _synchronise_batch_norms(t: Trainer) -> None:
+    if t.device.type != "cuda":
+        raise MisconfigurationException("sync_batchnorm works on GPUs only; leave it out")
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(t.module)  # type: ignore[no-untyped-call]
 
 
 def look_up_hooks(t: Trainer) -> None:
@@ -192,11 +206,7 @@ def prepare_training(t: Trainer) -> None:
         MisconfigurationException: They do not fit each other, or the trainer's arguments.
     """
     module = t.module
-    if t.sync_batchnorm and distributed.active():
-        if t.device.type != "cuda":
-            raise MisconfigurationException("sync_batchnorm works on GPUs only; leave it out")
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    t.strategy = make_strategy(t.strategy_name, module, t.steps["training_step"], t.device)
+    t.strategy = make_strategy(t.strategy_options, module, t.steps["training_step"], t.device)
     t.optimizers, t.lr_scheduler_configs = parse_optimizers(module.configure_optimizers(), module)
     t.lightning_optimizers = [LightningOptimizer(optimizer, t) for optimizer in t.optimizers]
     by_optimizer = needs_closure(t.optimizers[0], scaled=t.precision_plugin.scaler is not None)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
 from engine.distributed import all_gather_tensor, average_gradients, is_rank_zero, local_rank, rank, rank_zero_warn
 from engine.exceptions import MisconfigurationException
 from engine.export import ExportMixin
+from engine.fsdp import clip_grad_norm
 from engine.hooks import DataHooks, ModelHooks, convert
 from engine.hparams import HyperparametersMixin
 from engine.meters import LogOptions
@@ -32,8 +34,6 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
 
     # Whether checkpoints must fit the module name by name.
     strict_loading: bool = True
-    # Processes by dimension, where several ways of working together are mixed.
-    device_mesh: Any = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
                 # What an optimizer does when it steps, which comes later.
                 average_gradients([p for group in optimizer.param_groups for p in group["params"]])
             by_value = gradient_clip_algorithm == "value"
-            clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+            clip = nn.utils.clip_grad_value_ if by_value else clip_grad_norm
             clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -213,6 +213,11 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
     def loggers(self) -> list[Any]:
         """The trainer's loggers."""
         return [] if self._trainer is None else self._trainer.loggers
+
+    @property
+    def device_mesh(self) -> DeviceMesh | None:
+        """The processes as a grid of "data_parallel" and "tensor_parallel", where parameters are spread over them."""
+        return None if self._trainer is None else getattr(self._trainer, "device_mesh", None)
 
     @property
     def global_rank(self) -> int:

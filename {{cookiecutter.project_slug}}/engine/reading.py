@@ -76,7 +76,7 @@ class Reader:
         start_epoch(self.loader, seed, epoch, samples_done)
         self._finished = False
         count, size, end = self._extent(done, samples_done, self.count if count is None else count)
-        read = self._start(mix(seed, epoch, 4, distributed.rank()), done)
+        read = self._start(mix(seed, epoch, 4, distributed.data_rank()), done)
         batch = self._agreed(_next(read)) if done < count else END
         following = None
         while batch is not END:
@@ -158,7 +158,7 @@ class Reader:
 
     def _batch_size(self) -> int:
         """Samples of a batch, of all processes together."""
-        return (self.loader.batch_size or 1) * distributed.world_size()
+        return (self.loader.batch_size or 1) * distributed.data_world_size()
 
     def _extent(self, done: int, samples_done: int, count: int | float) -> tuple[int | float, int, int]:
         """Number behind the epoch's last batch, samples of a batch, and samples at the end; of our order only."""
@@ -237,7 +237,7 @@ def start_epoch(loader: Any, seed: int, epoch: int, samples_done: int = 0) -> No
     """Tell a loader, its dataset and its samplers which epoch comes next, ours also how many samples it is to skip."""
     if isinstance(loader, DataLoader):
         if isinstance(loader.generator, torch.Generator):
-            loader.generator.manual_seed(mix(seed, epoch, 1, distributed.rank()))
+            loader.generator.manual_seed(mix(seed, epoch, 1, distributed.data_rank()))
         if isinstance(loader.dataset, SeededDataset):
             loader.dataset.start_epoch(seed, epoch)
     ours = own_sampler(loader)

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
 from engine import distributed, elastic
 from engine.callback import Callback
-from engine.checkpoint import FORMAT, Checkpoint, DamagedCheckpoint, fitting, load_weights, plain
-from engine.exceptions import MisconfigurationException
+from engine.checkpoint import FORMAT, Checkpoint, fitting, load_weights, plain
+from engine.exceptions import DamagedCheckpoint, MisconfigurationException
 from engine.faults import check_losses, writing_logs
+from engine.fsdp import as_like
 from engine.hooks import is_overridden, move_to_device
 from engine.hparams import plain_hparams
 from engine.reading import own_sampler
@@ -77,9 +79,8 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
             "lr_schedulers": [config.scheduler.state_dict() for config in t.lr_scheduler_configs],
             "precision": t.precision_plugin.state_dict(),
         }
-        # Every process has its own.
         own = {**before, "gradients": _gradients(t)}
-        captured |= {name: distributed.all_gather(move_to_device(own[name], CPU)) for name in OF_EACH_PROCESS}
+        captured |= {name: _of_all(t, name, own[name]) for name in OF_EACH_PROCESS}
     own_keys = set(captured)
     for callback in t.callbacks:
         if not weights_only or getattr(callback, "averages_weights", False):
@@ -89,6 +90,13 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
         captured = {key: captured[key] for key in own_keys}
     module.on_save_checkpoint(captured)
     return captured
+
+
+def _of_all(t: Trainer, name: str, own: Any) -> list[Any]:
+    """What each process has of its own."""
+    # Gradients of parameters that are spread over processes are spread, too.
+    spread = name == "gradients" and t.device_mesh is not None
+    return [own] if spread else distributed.all_gather(move_to_device(own, CPU))
 
 
 def moment(t: Trainer) -> Checkpoint:
@@ -172,10 +180,22 @@ def restore_training(t: Trainer, path: Path, loaded: Checkpoint) -> None:
             with fitting(path, key):
                 if type(target).__module__ == "torch.optim.lr_scheduler":
                     _check_kind(saved, target.state_dict())
-                target.load_state_dict(saved)
+                target.load_state_dict(_spread(saved, target) if key == "optimizer_states" else saved)
     with fitting(path, "precision"):
         t.precision_plugin.load_state_dict(loaded["precision"])
     _restore_position(t, path, loaded)
+
+
+def _spread(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an optimizer, spread over processes as its parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    state = {
+        number: {name: as_like(value, parameter) for name, value in saved["state"][number].items()}
+        for number, parameter in zip(numbers, parameters, strict=True)
+        if number in saved["state"]
+    }
+    return {**saved, "state": {**saved["state"], **state}}
 
 
 def _restore_position(t: Trainer, path: Path, loaded: Checkpoint) -> None:
@@ -264,7 +284,7 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
     with fitting(path, "gradients"):
         parameters = dict(t.module.named_parameters())
         for name, gradient in elastic.gradients(loaded["gradients"]).items():
-            parameters[name].grad = gradient.to(parameters[name])
+            parameters[name].grad = as_like(gradient.to(parameters[name]), parameters[name])
     with fitting(path, "loaders"):
         if rank < len(loaded["loaders"]):
             t.loaders.train().load_state_dict(loaded["loaders"][rank])
@@ -299,7 +319,7 @@ def _order(t: Trainer) -> dict[str, Any]:
     sampler = own_sampler(loader)
     order: dict[str, Any] = {
         "accumulate_grad_batches": t.accumulate_grad_batches,
-        "processes": distributed.world_size(),
+        "processes": distributed.data_world_size(),
     }
     order["batch_size"] = getattr(loader, "batch_size", None)
     if sampler is not None:

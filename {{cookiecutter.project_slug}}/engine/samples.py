@@ -52,7 +52,7 @@ class EpochSampler(Sampler[int]):
     ) -> None:
         self.size, self.shuffle, self.weighted = size, shuffle, weighted
         self.seed, self.epoch = seed, 0
-        self.rank, self.world, self.even = distributed.rank(), distributed.world_size(), even
+        self.rank, self.world, self.even = distributed.data_rank(), distributed.data_world_size(), even
         self.skipped = 0
 
     def set_epoch(self, epoch: int, skipped: int = 0) -> None:

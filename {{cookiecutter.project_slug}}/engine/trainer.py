@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from engine import checkpoint, distributed, faults, lifecycle, loops, optimization, resume
+from engine import checkpoint, distributed, faults, lifecycle, loops, optimization, resume, shards
 from engine.arguments import TrainerArguments
 from engine.callback import Callback, Hook, P, Table, override_table
 from engine.callbacks import Checkpoint, find_checkpoint, print_results
@@ -31,7 +32,7 @@ from engine.optim import LightningOptimizer
 from engine.reading import UNKNOWN
 from engine.seed import global_seed
 from engine.signals import StopRequest
-from engine.strategy import Strategy
+from engine.strategies import Strategy
 from engine.trainer_properties import TrainerProperties
 
 
@@ -41,7 +42,7 @@ class Trainer(TrainerArguments, TrainerProperties):
 
     Args:
         accelerator: Device: cuda, else mps, else cpu with auto.
-        strategy: How several processes work together: auto or ddp, or ddp_find_unused_parameters_true.
+        strategy: How several processes work together: auto, ddp, fsdp (parameters in parts), or an object.
         devices: Processes on this machine, or the GPUs to use; auto takes as many as the launcher started.
         num_nodes: Machines that take part.
         precision: Number format: 32-true; autocast with bf16-mixed or 16-mixed; all in 64-, bf16- or 16-true.
@@ -90,6 +91,8 @@ class Trainer(TrainerArguments, TrainerProperties):
     # What a run consists of; set by fit, validate, test and predict.
     datamodule: DataModule | None
     strategy: Strategy
+    # The processes as a grid, where parameters are spread over them.
+    device_mesh: DeviceMesh | None
     lightning_optimizers: list[LightningOptimizer]
     # Whether the optimizer, or the module's optimizer_step, runs training_step by itself.
     by_closure: bool
@@ -253,8 +256,10 @@ class Trainer(TrainerArguments, TrainerProperties):
         self.writer.wait()
         captured = resume.capture(self, bool(weights_only))
         faults.check_weights(self, captured)
+        captured = shards.write(captured, path.parent)
         if distributed.is_rank_zero():
             checkpoint.save(captured, path)
+            shards.tidy(path.parent)
         distributed.barrier()
 
     def call(self, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> None:

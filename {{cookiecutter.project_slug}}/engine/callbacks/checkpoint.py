@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import checkpoint, distributed
 from engine.callback import Callback
@@ -81,6 +81,16 @@ def link(path: Path, name: Path, softly: bool) -> None:
             os.replace(temporary, name)
             return
     checkpoint.link(path, name)
+
+
+def check_numbers(save_top_k: int, save_last: Any, monitor: str | None) -> None:
+    """Refuse numbers of files that make no sense."""
+    if save_top_k < -1 or (monitor is None and save_top_k > 1):
+        raise MisconfigurationException(
+            f"save_top_k={save_top_k}, monitor={monitor!r}; give -1, 0 or 1, or more with a value to monitor"
+        )
+    if save_last not in (None, True, False, "link"):
+        raise MisconfigurationException(f"save_last={save_last!r}; give True, False or 'link'")
 
 
 def check_triggers(steps: int | None, epochs: int | None, interval: timedelta | None) -> None:

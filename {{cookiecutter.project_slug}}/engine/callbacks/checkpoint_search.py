@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import checkpoint, distributed, resume
+from engine import checkpoint, distributed, resume, shards
 from engine.callbacks.model_checkpoint import FIELD, PREVIOUS, ModelCheckpoint
-from engine.exceptions import MisconfigurationException
+from engine.exceptions import DamagedCheckpoint, MisconfigurationException
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -50,7 +50,13 @@ def find_checkpoint(
     for saver in savers:
         saver.resumed_from = Path(path).absolute() if ckpt_path != "last" else None
     # Of Lightning's files, weights can be taken.
-    return Path(path), checkpoint.load(Path(path), foreign=trainer.stage != "fit")
+    return Path(path), _load(trainer, Path(path), foreign=trainer.stage != "fit")
+
+
+def _load(trainer: Trainer, path: Path, foreign: bool = False, whole: bool = False) -> checkpoint.Checkpoint:
+    """Read a file; tensors that are spread over processes go where the module's are."""
+    place = None if trainer.device_mesh is None else shards.like(trainer.module)
+    return checkpoint.load(path, foreign=foreign, place=place, whole=whole or trainer.device_mesh is None)
 
 
 def _last(savers: list[ModelCheckpoint]) -> str:
@@ -76,7 +82,7 @@ def _newest_good(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Check
             # a second copy is no reason not to go on.
             with suppress(OSError):
                 checkpoint.link(path, folder / last)
-        return found or (path, checkpoint.load(path))
+        return found or (path, _load(trainer, path))
     for callback in own:
         # What is there is this run's, and no good.
         callback.others = set()
@@ -96,10 +102,10 @@ def _search(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Checkpoint
         raise MisconfigurationException(f"the checkpoints in {folder} cannot be listed: {error.strerror}") from error
     for *_, file in sorted(found, reverse=True):
         try:
-            loaded = checkpoint.load(file)
+            loaded = _load(trainer, file, whole=True)
             resume.check_resumable(file, loaded)
             return file, loaded
-        except checkpoint.DamagedCheckpoint as error:
+        except DamagedCheckpoint as error:
             distributed.rank_zero_warn(f"{str(error).partition('; ')[0]}; looking for an older one")
     if found:
         distributed.rank_zero_warn(f"{folder} has no good checkpoint; the run starts afresh")

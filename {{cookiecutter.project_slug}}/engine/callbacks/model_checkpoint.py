@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from engine import checkpoint, distributed, resume
-from engine.callbacks.checkpoint import Checkpoint, check_triggers, link, save_after
+from engine import checkpoint, distributed, resume, shards
+from engine.callbacks.checkpoint import Checkpoint, check_numbers, check_triggers, link, save_after
 from engine.callbacks.monitor import check_mode, looks_at_epoch_end, monitored_value, validated_in_fit
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_weights
@@ -96,12 +96,7 @@ class ModelCheckpoint(Checkpoint):
         check_triggers(every_n_train_steps, every_n_epochs, train_time_interval)
         if filename in (self.CHECKPOINT_NAME_LAST, Path(PREVIOUS).stem):
             raise MisconfigurationException(f"filename={filename!r} is the name of another file; choose another name")
-        if save_top_k < -1 or (monitor is None and save_top_k > 1):
-            raise MisconfigurationException(
-                f"save_top_k={save_top_k}, monitor={monitor!r}; give -1, 0 or 1, or more with a value to monitor"
-            )
-        if save_last not in (None, True, False, "link"):
-            raise MisconfigurationException(f"save_last={save_last!r}; give True, False or 'link'")
+        check_numbers(save_top_k, save_last, monitor)
         self.dirpath = None if dirpath is None else Path(os.path.realpath(os.path.expanduser(dirpath)))
         self.filename, self.auto_insert_metric_name = filename, auto_insert_metric_name
         self.monitor, self.mode, self.verbose, self.save_top_k = monitor, mode, verbose, save_top_k
@@ -327,6 +322,11 @@ class ModelCheckpoint(Checkpoint):
         finally:
             after = {name: getattr(self, name) for name in RANKING}
             vars(self).update(before)
+        checks = [partial(check_weights, trainer)]
+        if trainer.device_mesh is not None:
+            # Of parameters that are spread over processes, every one looks at a part, and writes it.
+            checks.pop()(captured)
+            captured = shards.write(captured, path.parent)
         committed = partial(self._committed, trainer, path, goes, after)
         if not trainer.is_global_zero:
             committed()
@@ -337,7 +337,7 @@ class ModelCheckpoint(Checkpoint):
         # Another ModelCheckpoint may have written it.
         newest = Path(self.last_model_path or last) if self.save_last else self.newest
         keep = None if newest is None else (newest.resolve(), self._folder / PREVIOUS)
-        trainer.writer.write(captured, path, keep, committed, partial(check_weights, trainer))
+        trainer.writer.write(captured, path, keep, committed, *checks)
         self.newest = last if self.save_last else path
         return path
 
@@ -353,6 +353,7 @@ class ModelCheckpoint(Checkpoint):
         for file in gone:
             if Path(file).absolute() != self.resumed_from:
                 Path(file).unlink(missing_ok=True)
+        shards.tidy(self._folder)
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)
 

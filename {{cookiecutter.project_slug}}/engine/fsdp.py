@@ -1,0 +1,156 @@
+"""Sharded parameters: FSDP2 (torch's `fully_shard`) by default, and what sharded modules ask of the engine.
+
+Every process keeps a part of each parameter. A block's parameters are gathered before its forward and backward pass,
+and let go of after it; gradients are averaged in the parts where they are needed (Rajbhandari et al. 2020, ZeRO-3).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from engine import distributed
+
+STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+END: Any = object()
+T = TypeVar("T")
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+    """Spread the parameters of a module over the processes of the mesh's "data_parallel" dimension.
+
+    By default each repeated block (see `repeated_blocks`) is gathered by itself, and the rest together. Where
+    `configure_model` has sharded parts already, those are left alone. All processes begin with rank 0's values.
+
+    Args:
+        module: A module whose training and evaluation steps are methods.
+        mesh: With the dimension "data_parallel".
+        precision: With "bf16-mixed", parameters are gathered in bfloat16; gradients are reduced in float32.
+    """
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    covered = {id(p) for part in parts for p in part.parameters()}
+    if all(id(p) in covered for p in module.parameters()):
+        return
+    distributed.broadcast_tensors([t for t in (*module.parameters(), *module.buffers()) if not isinstance(t, DTensor)])
+    narrow = torch.bfloat16 if precision == "bf16-mixed" else None
+    wide = torch.float32 if precision.startswith("bf16") else None
+    # Inputs are left alone, since targets are among them; autocast converts what an operation needs.
+    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=wide, cast_forward_inputs=False)
+    data = mesh["data_parallel"]
+    for part in [] if narrow is None else module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and any(True for _ in part.parameters()):
+            # Its running statistics are float32, and so must be its parameters.
+            fully_shard(part, mesh=data)
+    for block in [] if parts else repeated_blocks(module):
+        fully_shard(block, mesh=data, mp_policy=policy)
+    fully_shard(module, mesh=data, mp_policy=policy)
+    for step in STEPS:
+        register_fsdp_forward_method(module, step)
+
+
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """Blocks of which a ModuleList or Sequential has several of a kind, such as the layers of a transformer.
+
+    Layers without parts of their own are no blocks: gathering each by itself would take more time than it saves.
+    """
+    found: list[nn.Module] = []
+    for part in module.modules():
+        if not isinstance(part, nn.ModuleList | nn.Sequential):
+            continue
+        blocks = [
+            child for child in part if any(True for _ in child.children()) and any(True for _ in child.parameters())
+        ]
+        kinds = Counter(type(block) for block in blocks)
+        found += [block for block in blocks if kinds[type(block)] > 1]
+    # What is within another block is gathered with it.
+    inner = {id(child) for block in found for child in block.modules() if child is not block}
+    return [block for block in dict.fromkeys(found) if id(block) not in inner]
+
+
+def evaluated_together(module: nn.Module, batches: Iterable[T]) -> Iterator[T]:
+    """Yield a process' evaluation batches; while others have more, gather parameters for them, as they do.
+
+    A forward pass of sharded modules takes all processes. Those without a batch repeat what their last pass has
+    gathered, and throw it away: no code of the module runs, so that nothing is counted twice.
+    """
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    if not parts:
+        yield from batches
+        return
+    gathered: list[Callable[[], Any]] = []
+
+    def before(part: Any, *_: Any) -> None:
+        gathered.append(part.unshard)
+
+    def after(part: Any, *_: Any) -> None:
+        if _is_sharded(part):
+            gathered.append(part.reshard)
+
+    hooks = [part.register_forward_pre_hook(before) for part in parts]
+    hooks += [part.register_forward_hook(after) for part in parts]
+    root = module if isinstance(module, FSDPModule) else None
+    iterator = iter(batches)
+    try:
+        while distributed.any_of((batch := next(iterator, END)) is not END):
+            if batch is END:
+                for step in gathered:
+                    step()
+            else:
+                # A step of the module, rather than its forward, gathers what is not in a block.
+                gathered[:] = [] if root is None else [root.unshard]
+                yield batch
+            for part in parts:
+                part.reshard()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_sharded(part: nn.Module) -> bool:
+    """Whether the parameters that a part gathers by itself are in parts now."""
+    others = [other for other in part.modules() if other is not part and isinstance(other, FSDPModule)]
+    inner = {id(p) for other in others for p in other.parameters()}
+    return any(isinstance(p, DTensor) for p in part.parameters() if id(p) not in inner)
+
+
+def clip_grad_norm(parameters: list[Tensor], most: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_` for gradients that are spread over processes in several ways."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+        nn.utils.clip_grad_norm_(parameters, most)
+        return
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        by_mesh.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
+    norms = [as_plain(nn.utils.get_total_norm(part)) for part in by_mesh.values()]
+    if norms:
+        factor = torch.clamp(most / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6), max=1.0)
+        torch._foreach_mul_([as_local(gradient) for gradient in gradients], factor)
+
+
+def as_plain(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; for one that is spread over processes, all of them must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process has; a view."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_like(value: Any, like: Any) -> Any:
+    """A whole tensor, the same in all processes, spread as another one is; also one that is spread otherwise."""
+    if not isinstance(value, Tensor) or not isinstance(like, Tensor) or value.shape != like.shape:
+        return value
+    if not isinstance(like, DTensor):
+        return as_plain(value)
+    if isinstance(value, DTensor):
+        return value.redistribute(like.device_mesh, like.placements)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

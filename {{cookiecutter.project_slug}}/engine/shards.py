@@ -1,0 +1,223 @@
+"""Checkpoints of sharded parameters: the file that they are known by, and beside it a folder with their parts.
+
+`best.ckpt` is a checkpoint like any other, but for tensors that are spread over processes: those lie in
+`shards/<name>/`, in the format of torch.distributed.checkpoint, to which every process writes what it has. The file
+names its folder, and the size and checksum of everything in it. It is written last: before, there is no checkpoint,
+and a folder that no file names is removed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import shutil
+import uuid
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from engine import distributed
+from engine.exceptions import DamagedCheckpoint, explained
+from engine.untrusted import check_pickle
+
+FOLDER = "shards"
+# In a checkpoint: which folder, and what is in it.
+KEY = "shards"
+# All that the description of a folder may be made of.
+PLAIN = re.compile(
+    r"torch\.distributed\.checkpoint\.metadata\.(Metadata|MetadataIndex|StorageMeta|TensorStorageMetadata"
+    r"|ChunkStorageMetadata|TensorProperties|_MEM_FORMAT_ENCODING)|torch\.distributed\.checkpoint\.filesystem\._StorageInfo"
+    r"|torch\.(Size|serialization\._get_layout|[a-z]+\d+\w*)|pathlib\.\w*Path"
+)
+Checkpoint = dict[str, Any]
+# Where a tensor is to be put: by the keys that lead to it, and one of its size and type.
+Place = Callable[[tuple[Any, ...], Tensor], Tensor]
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Write the tensors of a checkpoint that are spread over processes; all of them must call this.
+
+    Args:
+        checkpoint: What is to be saved.
+        folder: Where its file will lie.
+
+    Returns:
+        The rest, which is what its file holds; the same object if nothing in it is spread.
+
+    Raises:
+        OSError: A process could not write its part. Nothing refers to what others have written.
+    """
+    spread = {keys: value for keys, value in _tensors(checkpoint) if isinstance(value, DTensor)}
+    if not spread:
+        return checkpoint
+    name = distributed.broadcast(f"step={checkpoint['global_step']}-{uuid.uuid4().hex[:8]}")
+    target = folder / FOLDER / name
+    try:
+        save({repr(keys): value for keys, value in spread.items()}, checkpoint_id=target)
+        own = [*target.glob(f"__{distributed.rank()}_*")]
+        own += [target / ".metadata"] if distributed.is_rank_zero() else []
+        parts = {file.name: _sum(file) for file in own}
+    except (Exception, CheckpointException) as error:
+        if distributed.is_rank_zero():
+            shutil.rmtree(target, ignore_errors=True)
+        note = f"the parts of a checkpoint could not be written to {target}; those written before it stand"
+        raise explained(OSError(_reason(error)), note) from error
+    files = {name: about for part in distributed.all_gather(parts) for name, about in part.items()}
+    empty = {keys: torch.empty(value.shape, dtype=value.dtype, device="meta") for keys, value in spread.items()}
+    return {**_replaced(checkpoint, empty), KEY: {"folder": f"{FOLDER}/{name}", "files": files}}
+
+
+def read(checkpoint: Checkpoint, path: Path, place: Place | None = None, whole: bool = True) -> Checkpoint:
+    """Fill in the tensors that lie beside a checkpoint's file.
+
+    Args:
+        checkpoint: What the file holds; one without parts is returned as it is.
+        path: The file.
+        place: Where to put each tensor; default: all of it, on the CPU.
+        whole: Check all parts against their checksums, rather than this process' share of them.
+
+    Raises:
+        DamagedCheckpoint: Parts are missing or damaged.
+    """
+    if KEY not in checkpoint:
+        return checkpoint
+    with _blaming(path):
+        about = checkpoint[KEY]
+        folder = (path.parent / about["folder"]).resolve()
+        if not folder.is_relative_to(path.parent.resolve() / FOLDER):
+            raise ValueError(f"its parts are said to be in {about['folder']}")
+        _verify(folder, about["files"], whole)
+        stated = [(keys, value) for keys, value in _tensors(checkpoint) if value.is_meta]
+        size = sum(value.numel() * value.element_size() for _, value in stated)
+        if size > sum(length for length, _ in about["files"].values()):
+            raise ValueError("its tensors are larger than its parts")
+        filled = {keys: torch.empty_like(v, device="cpu") if place is None else place(keys, v) for keys, v in stated}
+        with warnings.catch_warnings():
+            # Without a process group it says that there is none.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            into = {repr(keys): value for keys, value in filled.items()}
+            load(into, storage_reader=_PlainReader(folder), no_dist=True)
+    rest = {key: value for key, value in checkpoint.items() if key != KEY}
+    return dict(_replaced(rest, filled))
+
+
+def like(module: nn.Module) -> Place:
+    """Put tensors where the module has those of the same name, or else one of the same size."""
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, DTensor)}
+    by_size = {tuple(value.shape): value for value in reversed(own.values())}
+
+    def place(keys: tuple[Any, ...], stated: Tensor) -> Tensor:
+        same = own.get(keys[-1]) if keys else None
+        model = same if same is not None and same.shape == stated.shape else by_size.get(tuple(stated.shape))
+        if model is None:
+            return torch.empty_like(stated, device="cpu")
+        return torch.empty_like(model, dtype=stated.dtype)
+
+    return place
+
+
+def tidy(folder: Path) -> None:
+    """Remove the parts that no checkpoint in the folder, or in one of its folders, names any more."""
+    parts = [part for part in folder.rglob(f"{FOLDER}/step=*") if part.is_dir()]
+    if not parts:
+        return
+    named = b""
+    try:
+        for file in folder.rglob("*.ckpt"):
+            with zipfile.ZipFile(file) as archive:
+                named += b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        # Nobody knows what a damaged file names.
+        return
+    for part in parts:
+        if f"{FOLDER}/{part.name}".encode() not in named:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _verify(folder: Path, files: dict[str, list[int]], whole: bool) -> None:
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing or not files:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing[:3]) or 'its parts'}; copy that folder, too")
+    share = slice(None) if whole else slice(distributed.local_rank(), None, distributed.local_world_size())
+    for name in sorted(files)[share]:
+        if _sum(folder / name) != list(files[name]):
+            raise ValueError(f"{folder / name} fails its checksum")
+    check_pickle((folder / ".metadata").read_bytes())
+
+
+def _sum(file: Path) -> list[int]:
+    """Size and checksum."""
+    size, checksum = 0, 0
+    with open(file, "rb") as stream:
+        while block := stream.read(2**22):
+            size, checksum = size + len(block), zlib.crc32(block, checksum)
+    return [size, checksum]
+
+
+class _PlainReader(FileSystemReader):
+    """Reads the description of a folder without running code that might be in it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """What torch's own does by a plain `pickle.load`."""
+        content = Path(self.path, ".metadata").read_bytes()
+        metadata: Metadata = _PlainUnpickler(io.BytesIO(content)).load()
+        return metadata
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if not PLAIN.fullmatch(f"{module}.{name}"):
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Around reading parts: whatever goes wrong there is their fault."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (Exception, CheckpointException) as error:
+        raise DamagedCheckpoint(f"the parts of checkpoint {path} are damaged ({_reason(error)})") from error
+
+
+def _tensors(value: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Every tensor in nested dicts and lists, with the keys that lead to it, always in the same order."""
+    if isinstance(value, Tensor):
+        yield keys, value
+    elif isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(item, (*keys, key))
+
+
+def _replaced(value: Any, tensors: dict[tuple[Any, ...], Tensor], keys: tuple[Any, ...] = ()) -> Any:
+    """A copy with other tensors in some places."""
+    if keys in tensors:
+        return tensors[keys]
+    if isinstance(value, dict):
+        return type(value)({key: _replaced(item, tensors, (*keys, key)) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(_replaced(item, tensors, (*keys, number)) for number, item in enumerate(value))
+    return value
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        # The error of one process, and its traceback.
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
