@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = sys.argv[2:4]
+if __name__ == "__main__":
+    sys.path[:0] = sys.argv[2:4]
 
 import engine
 import torch
 from engine.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryStatScores
 from toy import dataset, trainer
@@ -81,8 +83,8 @@ class Stack(engine.Module):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
 
-def batches(size: int, global_batch: int, shuffle: bool = False) -> DataLoader[Any]:
-    return DataLoader(dataset(size), global_batch // WORLD, shuffle=shuffle)
+def batches(size: int, global_batch: int, shuffle: bool = False, world: int = WORLD) -> DataLoader[Any]:
+    return DataLoader(dataset(size), global_batch // world, shuffle=shuffle)
 
 
 def whole(module: nn.Module) -> dict[str, list[float]]:
@@ -93,15 +95,17 @@ def whole(module: nn.Module) -> dict[str, list[float]]:
     }
 
 
-def train(name: str, ckpt_path: Any = None, module: Stack | None = None, **options: Any) -> tuple[Stack, Any]:
+def train(
+    name: str, ckpt_path: Any = None, module: Stack | None = None, world: int = WORLD, **options: Any
+) -> tuple[Stack, Any]:
     saver = ModelCheckpoint(f"{name}/c", "{epoch}", monitor="val_loss", save_top_k=2, save_last=True)
     settings: dict[str, Any] = {"max_epochs": 3, "strategy": "fsdp", "precision": "64-true", "gradient_clip_val": 0.5}
-    settings |= {"accumulate_grad_batches": 2, "enable_checkpointing": True, "num_sanity_val_steps": 2}
+    settings |= {"accumulate_grad_batches": 2, "enable_checkpointing": True, "num_sanity_val_steps": 0}
     callbacks = [saver, *options.pop("callbacks", [])]
     run = trainer(**{**settings, **options}, callbacks=callbacks)
     module = module or Stack()
     # 6 batches of 4, and validation batches that are not equally many in all processes.
-    run.fit(module, batches(24, 4, shuffle=True), DataLoader(dataset(7), 1), ckpt_path=ckpt_path)
+    run.fit(module, batches(24, 4, shuffle=True, world=world), DataLoader(dataset(7), 1), ckpt_path=ckpt_path)
     return module, run
 
 
@@ -110,7 +114,8 @@ def write(name: str, **values: Any) -> None:
 
 
 def scenario_train() -> None:
-    engine.seed_everything(3 + RANK * 50)
+    # Processes that begin with other weights take the first one's.
+    engine.seed_everything(3)
     torch.manual_seed(3 if RANK == 0 else 99)
     module, run = train(f"train{WORLD}")
     [test] = run.test(module, DataLoader(dataset(5), 1), ckpt_path="best", verbose=False)
@@ -163,7 +168,8 @@ def scenario_resume() -> None:
 def scenario_elsewhere() -> None:
     """From the checkpoint that two processes have written."""
     engine.seed_everything(55)
-    module, _ = train(f"elsewhere{WORLD}", "train2/c/epoch=1.ckpt", strategy=sys.argv[4])
+    strategy = "auto" if WORLD == 1 else "fsdp"
+    module, _ = train(f"elsewhere{WORLD}", "train2/c/epoch=1.ckpt", strategy=strategy)
     write("elsewhere", losses=module.losses, weights=whole(module), counted=module.counted)
 
 
@@ -226,5 +232,43 @@ def scenario_manual() -> None:
     write("manual", losses=module.losses, weights=whole(module))
 
 
-for scenario in sys.argv[1].split(","):
-    globals()[f"scenario_{scenario}"]()
+class Parallel(Stack):
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not isinstance(self.blocks[0].up.weight, DTensor):
+            plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+            for block in self.blocks:
+                parallelize_module(block, self.device_mesh["tensor_parallel"], plan)
+
+
+def scenario_tensor() -> None:
+    """Each sample on two processes, and samples on as many groups as there are."""
+
+    class Summed(Parallel):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("samples", float(len(batch[0])), reduce_fx="sum", sync_dist=True)
+
+    engine.seed_everything(3)
+    options: dict[str, Any] = {"strategy": "fsdp_tensor_parallel_2", "world": WORLD // 2}
+    module, run = train(f"tensor{WORLD}", module=Summed(), **options)
+    engine.seed_everything(77)
+    again, _ = train(f"tensor{WORLD}/again", f"tensor{WORLD}/c/epoch=1.ckpt", module=Summed(), **options)
+    placements = sorted({str(p.placements) for p in module.parameters() if isinstance(p, DTensor)})
+    straight, resumed = whole(module), whole(again)
+    far = max(abs(a - b) for name in straight for a, b in zip(straight[name], resumed[name], strict=True))
+    samples = float(run.callback_metrics["samples"])
+    write(
+        "tensor",
+        losses=module.losses,
+        counted=module.counted,
+        placements=placements,
+        far=far,
+        samples=samples,
+        weights=whole(module),
+        shape=[*run.device_mesh.shape],
+    )
+
+
+if __name__ == "__main__":
+    for scenario in sys.argv[1].split(","):
+        globals()[f"scenario_{scenario}"]()

@@ -135,6 +135,11 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
+def of_samples(values: list[T]) -> list[T]:
+    """Of what `all_gather` gave, one for each process with samples of its own: others in its group have the same."""
+    return values[::_tensor_parallel_size]
+
+
 def all_gather_tensor(tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
     """The tensors of all processes, stacked, on each of them; a single process gets its own back as it is."""
     if not active():

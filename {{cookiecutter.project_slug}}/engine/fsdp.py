@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from engine import distributed
 
@@ -120,19 +122,39 @@ def _is_sharded(part: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in part.parameters() if id(p) not in inner)
 
 
+def count_samples_once(module: nn.Module) -> None:
+    """Have torchmetrics objects merge over the processes that have samples of their own."""
+    for part in module.modules():
+        if isinstance(part, Metric) and part.dist_sync_fn is None:
+            part.dist_sync_fn = _gather_of_samples
+
+
+def _gather_of_samples(result: Tensor, group: Any = None) -> list[Tensor]:
+    return distributed.of_samples(gather_all_tensors(result, group))
+
+
 def clip_grad_norm(parameters: list[Tensor], most: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` for gradients that are spread over processes in several ways."""
+    """`torch.nn.utils.clip_grad_norm_`, also for gradients that are spread over processes, in whatever ways."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not any(isinstance(gradient, DTensor) for gradient in gradients):
         nn.utils.clip_grad_norm_(parameters, most)
         return
-    by_mesh: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        by_mesh.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
-    norms = [as_plain(nn.utils.get_total_norm(part)) for part in by_mesh.values()]
-    if norms:
-        factor = torch.clamp(most / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6), max=1.0)
-        torch._foreach_mul_([as_local(gradient) for gradient in gradients], factor)
+    parts = [as_local(gradient) for gradient in gradients]
+    norms = torch.stack([norm.float() if norm.dtype.itemsize < 4 else norm for norm in torch._foreach_norm(parts)])
+    # What several processes have counts once.
+    copies = torch.tensor([_copies(gradient) for gradient in gradients], device=norms.device)
+    total = (norms.square() / copies).sum()
+    torch.distributed.all_reduce(total)
+    torch._foreach_mul_(parts, torch.clamp(most / (total.sqrt() + 1e-6), max=1.0).to(parts[0].dtype))
+
+
+def _copies(tensor: Tensor) -> int:
+    """How many processes have the same part of a tensor."""
+    parts = 1
+    if isinstance(tensor, DTensor):
+        for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
+            parts *= 1 if placement.is_replicate() else size
+    return distributed.world_size() // parts
 
 
 def as_plain(tensor: Tensor) -> Tensor:
@@ -152,5 +174,7 @@ def as_like(value: Any, like: Any) -> Any:
     if not isinstance(like, DTensor):
         return as_plain(value)
     if isinstance(value, DTensor):
-        return value.redistribute(like.device_mesh, like.placements)
+        if value.device_mesh == like.device_mesh:
+            return value.redistribute(like.device_mesh, like.placements)
+        value = as_plain(value)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -163,6 +163,7 @@ def _set_up(t: Trainer) -> None:
         # Sharding moves each part to the device by itself: the whole may be too large for one.
         t.module.to(dtype=t.precision_plugin.dtype)
         fsdp.shard(t.module, t.device_mesh, t.precision)
+        fsdp.count_samples_once(t.module)
     t.module.to(t.device, t.precision_plugin.dtype)
     # Again, since hooks may be attributes that were set meanwhile.
     look_up_hooks(t)

@@ -229,7 +229,11 @@ class MetricStore:
 
     def _over_sets(self, results: list[tuple[Meter, float]], together: bool) -> list[tuple[Meter, float]]:
         """Under the plain name of each value of named sets: their mean by samples, or their sum, minimum or maximum."""
-        parts = (distributed.all_gather(self.samples) if together else [self.samples]) if self.samples else []
+        parts = (
+            (distributed.of_samples(distributed.all_gather(self.samples)) if together else [self.samples])
+            if self.samples
+            else []
+        )
         samples = {name: float(sum(part[name] for part in parts)) for name in self.samples}
         owners = {(id(m.metric), m.loader) for m, _ in results if m.metric is not None and m.loader in samples}
         if len({metric for metric, _ in owners}) < len(owners):

@@ -70,7 +70,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         save({repr(keys): value for keys, value in spread.items()}, checkpoint_id=target)
         own = [*target.glob(f"__{distributed.rank()}_*")]
         own += [target / ".metadata"] if distributed.is_rank_zero() else []
-        parts = {file.name: _sum(file) for file in own}
+        parts = {file.name: checksum(file) for file in own}
     except (Exception, CheckpointException) as error:
         if distributed.is_rank_zero():
             shutil.rmtree(target, ignore_errors=True)
@@ -154,13 +154,13 @@ def _verify(folder: Path, files: dict[str, list[int]], whole: bool) -> None:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing[:3]) or 'its parts'}; copy that folder, too")
     share = slice(None) if whole else slice(distributed.local_rank(), None, distributed.local_world_size())
     for name in sorted(files)[share]:
-        if _sum(folder / name) != list(files[name]):
+        if checksum(folder / name) != list(files[name]):
             raise ValueError(f"{folder / name} fails its checksum")
     check_pickle((folder / ".metadata").read_bytes())
 
 
-def _sum(file: Path) -> list[int]:
-    """Size and checksum."""
+def checksum(file: Path) -> list[int]:
+    """Size of a file in bytes, and its CRC-32."""
     size, checksum = 0, 0
     with open(file, "rb") as stream:
         while block := stream.read(2**22):

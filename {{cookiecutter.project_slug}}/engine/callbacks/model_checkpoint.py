@@ -324,7 +324,7 @@ class ModelCheckpoint(Checkpoint):
             vars(self).update(before)
         checks = [partial(check_weights, trainer)]
         if trainer.device_mesh is not None:
-            # Of parameters that are spread over processes, every one looks at a part, and writes it.
+            # Every process looks at its part of the parameters, and writes it.
             checks.pop()(captured)
             captured = shards.write(captured, path.parent)
         committed = partial(self._committed, trainer, path, goes, after)
