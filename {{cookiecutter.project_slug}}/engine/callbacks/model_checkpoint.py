@@ -332,8 +332,7 @@ class ModelCheckpoint(Checkpoint):
             committed()
             return path
         if path.parent != self._folder:
-            # A name such as {val/loss} stands for a folder. The folder itself was made when training began.
-            make_folder(path.parent)
+            make_folder(path.parent)  # a name such as {val/loss} stands for a folder
         # Another ModelCheckpoint may have written it.
         newest = Path(self.last_model_path or last) if self.save_last else self.newest
         keep = None if newest is None else (newest.resolve(), self._folder / PREVIOUS)
