@@ -10,7 +10,7 @@ Where to read on: `trainer.py` (arguments and entry points), `loops.py` (what ha
 
 from __future__ import annotations
 
-from engine import callbacks, loggers, profilers, utilities
+from engine import callbacks, loggers, profilers, strategies, utilities
 from engine.callback import Callback
 from engine.datamodule import DataModule
 from engine.exceptions import MisconfigurationException
@@ -35,5 +35,6 @@ __all__ = [
     "loggers",
     "profilers",
     "seed_everything",
+    "strategies",
     "utilities",
 ]

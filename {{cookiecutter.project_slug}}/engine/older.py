@@ -192,7 +192,8 @@ def find_older_names(trainer: type[Trainer]) -> None:
     """From now on, find or refuse older names that modules of the engine, or its Trainer, are asked for."""
     for name in MODULES:
         sys.modules.setdefault(f"engine.{name}", _OlderModule(f"engine.{name}"))
-    for module in ("engine", "engine.callbacks", "engine.loggers", "engine.metrics", "engine.utilities"):
-        vars(sys.modules[module])["__getattr__"] = partial(_find, module)
+    for module in ("", "callbacks", "loggers", "metrics", "strategies", "utilities"):
+        name = f"engine.{module}".rstrip(".")
+        vars(sys.modules[name])["__getattr__"] = partial(_find, name)
     for name, advice in TRAINER.items():
         setattr(trainer, name, _Removed(f"Trainer.{name} is not here; {advice}"))

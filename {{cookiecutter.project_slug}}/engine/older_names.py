@@ -155,7 +155,8 @@ NAMES = _table(
         "Tuner": "write Trainer(callbacks=[LearningRateFinder()])",
         "LightningLite Fabric": "write a Module and a Trainer",
         "grad_norm": f"write {_NORM}",
-        "DDPStrategy DDPPlugin DDPSpawnPlugin DDPSpawnStrategy": 'write Trainer(strategy="ddp")',
+        "DDPPlugin DDPSpawnPlugin DDPSpawnStrategy": 'write Trainer(strategy="ddp")',
+        "FSDPStrategy DeepSpeedStrategy DDPFullyShardedStrategy": 'write Trainer(strategy="fsdp")',
     },
     "LearningRateMonitor=LearningRateLogger TensorBoardLogger=TestTubeLogger RichProgressBar=ProgressBarBase",
 )
@@ -164,7 +165,7 @@ MODULES = (
     "accelerators callbacks.base callbacks.callback callbacks.lr_logger callbacks.lr_monitor cli "
     "core core.datamodule core.decorators core.hooks core.lightning core.module core.saving core.step_result lite "
     "loggers.base loggers.mlflow loggers.wandb logging metrics.classification metrics.functional metrics.regression "
-    "plugins profiler strategies trainer.states trainer.trainer tuner utilities.cli utilities.cloud_io "
+    "plugins profiler trainer.states trainer.trainer tuner utilities.cli utilities.cloud_io "
     "utilities.distributed utilities.exceptions utilities.model_summary utilities.rank_zero utilities.seed "
     "utilities.types"
 ).split()
