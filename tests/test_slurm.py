@@ -1,7 +1,8 @@
 """The job file for Slurm, run by bash with stand-ins for `srun` and `scontrol`, since no Slurm can be asked for.
 
 The stand-ins do what Slurm 22.05 was seen to do with this file: the variables below were recorded there, as were its
-deeds. srun starts the tasks, and kills the others when one has failed; requeuing ends the tasks by SIGTERM.
+deeds. srun starts the tasks, ends the others when one has failed, and exits with the highest of their codes, so that a
+failure may end with 143; requeuing ends the tasks by SIGTERM; a preempted job is told by its PreemptTime.
 """
 
 from __future__ import annotations
@@ -30,27 +31,32 @@ tasks = [subprocess.Popen(words, env=os.environ | {{k: str(v) for k, v in place.
 with open("tasks.tmp", "w") as file:
     file.write(" ".join(str(task.pid) for task in tasks))
 os.rename("tasks.tmp", "tasks.txt")
-while None in [task.poll() for task in tasks]:
-    if any(task.poll() for task in tasks):
-        for task in tasks:
-            task.kill()
+while not any(task.poll() for task in tasks) and None in [task.poll() for task in tasks]:
     time.sleep(0.01)
-codes = [128 - task.returncode if task.returncode < 0 else task.returncode for task in tasks]
-# 137: those that were killed because of another.
-sys.exit(max([code for code in codes if code != 137], default=137))
+for signal_number in (signal.SIGTERM, signal.SIGKILL):
+    for task in tasks:
+        task.send_signal(signal_number)
+    for _ in range(1000):
+        time.sleep(0.01 * (None in [task.poll() for task in tasks]))
+sys.exit(max(128 - task.returncode if task.returncode < 0 else task.returncode for task in tasks))
 """
 SCONTROL = """#!{python}
 import os, signal, sys, time
 if sys.argv[1:3] == ["show", "hostnames"]:
     print("127.0.0.1", "second", sep="\\n")
     sys.exit(0)
+if sys.argv[1:3] == ["show", "job"]:
+    when = "2026-11-21T23:08:22" if os.path.exists("preempted.txt") else "None"
+    print(f"JobId={{sys.argv[3]}} JobName=train\\n   PreemptEligibleTime=2026-11-21T23:00:00 PreemptTime={{when}}")
+    sys.exit(0)
+tasks = [int(task) for task in open("tasks.txt").read().split()]
 # A busy controller takes its time.
 time.sleep(3)
 with open("scontrol.txt", "a") as file:
     print(*sys.argv[1:], file=file)
-for task in open("tasks.txt").read().split():
+for task in tasks:
     try:
-        os.kill(int(task), signal.SIGTERM)
+        os.kill(task, signal.SIGTERM)
     except ProcessLookupError:
         pass
 """
@@ -142,12 +148,23 @@ def test_each_task_of_an_array_has_a_seed_of_its_own(job: Callable[..., subproce
     assert told(project)[1]["words"] == ["main.py", "--ckpt_path", "auto", "--seed", "3", "--lr", "0.1"]
 
 
-def test_a_process_that_fails_ends_the_job_with_its_code(
+FAILS = '#!/bin/bash\n[ "$RANK" = 1 ] && exit 3\nexec sleep 60\n'
+
+
+def test_a_process_that_fails_ends_the_job(job: Callable[..., subprocess.Popen[str]], project: Path) -> None:
+    assert job(python=FAILS).wait(timeout=30) == 143
+    assert requeued(project) == []
+
+
+def test_what_preemption_has_ended_is_put_back_into_the_queue(
     job: Callable[..., subprocess.Popen[str]], project: Path
 ) -> None:
-    process = job(python='#!/bin/bash\n[ "$RANK" = 1 ] && exit 3\nexec sleep 60\n')
-    assert process.wait(timeout=30) == 3
+    (project / "preempted.txt").touch()
+    assert job(python=TELLS).wait(timeout=30) == 0
     assert requeued(project) == []
+    # As main.py ends after SIGTERM.
+    assert job(python="#!/bin/bash\nexit 143\n").wait(timeout=30) == 143
+    assert requeued(project) == ["requeue 41"]
 
 
 @pytest.mark.parametrize(

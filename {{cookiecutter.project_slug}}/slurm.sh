@@ -28,8 +28,9 @@ srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
   export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
   exec python main.py --ckpt_path auto ${SLURM_ARRAY_TASK_ID:+--seed $SLURM_ARRAY_TASK_ID} "$@"' main.py "$@" || code=$?
 
-# While it trains, main.py queues the job again itself; at other times, as in the final test, USR1 ends it (128 + 10).
-if [ "$code" -eq 138 ]; then
+# While it trains, main.py queues the job again itself. Outside of training USR1 ends it (128 + 10), and a job that ends
+# in the grace time of its preemption would stay ended.
+if [ "$code" -eq 138 ] || { [ "$code" -ne 0 ] && scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]"; }; then
   scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 fi
 exit "$code"
