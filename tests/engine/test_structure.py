@@ -119,7 +119,7 @@ CORE = {"", "arguments", "callback", "data", "datamodule", "evaluation", "except
 CORE |= {"lifecycle", "loops", "meters", "metrics", "module", "optim", "optimization", "precision", "reading"}
 CORE |= {"samples", "seed", "trainer", "trainer_properties"}
 # What several processes need.
-SEVERAL = {"distributed", "strategies", "fsdp", "shards", "consolidate"}
+SEVERAL = {"distributed", "strategies", "fsdp", "shards", "consolidate", "elastic"}
 
 
 def test_the_engine_stays_small() -> None:
