@@ -163,7 +163,7 @@ def test_parts_go_with_the_checkpoints_that_name_them(saved: Path, folder: Path)
     named = {torch.load(saved / name, weights_only=True)["shards"]["folder"] for name in files}
     assert {f"shards/{part.name}" for part in (saved / "shards").iterdir()} == named
     # last.ckpt is one of the others or has a folder of its own.
-    assert 2 <= len(named) <= 3 and "last.ckpt" in files
+    assert len(named) == 2 and "last.ckpt" in files
     (saved / "shards" / "step=0-orphan").mkdir()
     (saved / files[0]).unlink()
     kept = {torch.load(file, weights_only=True)["shards"]["folder"] for file in saved.glob("*.ckpt")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 from pathlib import Path
@@ -114,6 +115,9 @@ def _read(path: str) -> dict[str, Tensor]:
     except Exception as error:  # a file that is no checkpoint can fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MisconfigurationException(f"--pretrained {path} cannot be read as weights: {reason}") from error
+    if isinstance(content, dict) and "shards" in content:
+        # Its tensors lie beside it, in parts.
+        content = importlib.import_module("engine.checkpoint").load(Path(path))
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = {name.removeprefix("net."): value for name, value in content["state_dict"].items()}
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

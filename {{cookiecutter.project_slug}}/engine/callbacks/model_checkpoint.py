@@ -214,6 +214,7 @@ class ModelCheckpoint(Checkpoint):
         trainer.writer.wait()
         if not trainer.interruption and self.dirpath is not None and trainer.is_global_zero:
             (self.dirpath / PREVIOUS).unlink(missing_ok=True)
+            shards.tidy(self.dirpath)
 
     def on_exception(self, trainer: Trainer, pl_module: Module, exception: BaseException) -> None:
         """Save, if asked to."""
@@ -271,8 +272,7 @@ class ModelCheckpoint(Checkpoint):
         """
         if trainer.fast_dev_run:
             return
-        # What was saved last decides what is among the best now.
-        trainer.writer.wait()
+        trainer.writer.wait()  # what was saved last decides what is among the best now
         self._saved_step, self._waiting = trainer.global_step, False
         score, told = None, ""
         if self.monitor is not None:
@@ -324,7 +324,7 @@ class ModelCheckpoint(Checkpoint):
             vars(self).update(before)
         checks = [partial(check_weights, trainer)]
         if trainer.device_mesh is not None:
-            # Every process looks at its part of the parameters, and writes it.
+            # Each process looks at its part, and writes it.
             checks.pop()(captured)
             captured = shards.write(captured, path.parent)
         committed = partial(self._committed, trainer, path, goes, after)
