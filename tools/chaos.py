@@ -1,6 +1,6 @@
 """Kill training runs at random moments, go on with `--ckpt_path auto`, and compare with a run that nobody killed.
 
-    python tools/chaos.py --kills 200 --seed 0
+    python tools/chaos.py --kills 200 --seed 0 [--processes 2]
 
 Each start is a fork of this process, which has torch loaded already. The child tells in shared memory which phase it
 is in; there, or after a random time, this process sends it SIGKILL. Once a start gets to its end, everything that the
@@ -20,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -88,7 +89,12 @@ class Board:
 
     Cells: number of the phase of training; of the file that is being written, 0 for none; of the phase in which the
     child waits to be killed, -1 while it does not; then the events of each phase.
+
+    Attributes:
+        processes: How many train together; the first of them is the one that tells.
     """
+
+    processes = 1
 
     def __init__(self) -> None:
         self.cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
@@ -176,18 +182,21 @@ def instrument(probe: Probe) -> None:
     library.save = save_in_pieces
 
 
-def child(words: list[str], folder: Path, probe: Probe) -> NoReturn:
+def child(words: list[str], folder: Path, probe: Probe | None, environment: dict[str, str]) -> NoReturn:
     """Run main.py's `main` in a folder, and end this process; output and results go into files there."""
     code: Any = 1
     try:
+        os.environ.update(environment)
         folder.mkdir(parents=True, exist_ok=True)
         os.chdir(folder)
         output = os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        instrument(probe)
+        if probe is not None:
+            instrument(probe)
         results = importlib.import_module("main").main(words)
-        Path("results.json").write_text(json.dumps({name: repr(results[name]) for name in sorted(results)}))
+        if probe is not None:
+            Path("results.json").write_text(json.dumps({name: repr(results[name]) for name in sorted(results)}))
         code = 0
     except SystemExit as end:
         code = end.code
@@ -199,13 +208,29 @@ def child(words: list[str], folder: Path, probe: Probe) -> NoReturn:
         os._exit(code if isinstance(code, int) else int(code is not None))
 
 
+def environments(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of several processes."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
 def start(words: list[str], folder: Path, board: Board, moment: Moment = NEVER) -> int:
-    """Start a run, or go on with it, and kill it at a moment if it gets there; returns its exit code, or `KILLED`."""
+    """Start a run, or go on with it, and kill it at a moment if it gets there; returns its exit code, or `KILLED`.
+
+    Of several processes the first is killed. The others, which wait for it then, have to end by themselves.
+    """
     board.clear()
     sys.stdout.flush()
-    begin, elapsed = time.monotonic(), 0.0
-    if not (pid := os.fork()):
-        child(words, folder, Probe(board, moment))
+    begin, elapsed, others = time.monotonic(), 0.0, list[int]()
+    for rank, environment in reversed([*enumerate(environments(board.processes))]):
+        if not (pid := os.fork()):
+            child(words, folder, None if rank else Probe(board, moment), environment)
+        others += [pid] if rank else []
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         elapsed = time.monotonic() - begin
         if waits := board.cells[2] >= 0:
@@ -216,7 +241,16 @@ def start(words: list[str], folder: Path, board: Board, moment: Moment = NEVER) 
             ended = os.waitpid(pid, 0)
             break
         time.sleep(0.001)
-    if elapsed > LIMIT:
+    hanging = elapsed > LIMIT
+    for other in others:
+        end = time.monotonic() + LIMIT
+        while not (left := os.waitpid(other, os.WNOHANG)[0]) and time.monotonic() < end:
+            time.sleep(0.001)
+        if not left:
+            hanging = True
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
+    if hanging:
         raise TimeoutError(f"a start did not end within {LIMIT:.0f} s; its last phase: {board.phase}")
     return os.waitstatus_to_exitcode(ended[1])
 
@@ -350,6 +384,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="in all scenarios together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, and of the runs")
+    parser.add_argument("--processes", type=int, default=1, help="that train together")
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS, metavar="NAME")
     parser.add_argument("--project", type=Path, default=ROOT / "{{cookiecutter.project_slug}}")
     parser.add_argument("--folder", type=Path, help="keep the runs' folders here")
@@ -373,6 +408,7 @@ def main() -> int:
     arguments = parse()
     print(f"seed {arguments.seed}", flush=True)
     prepare(arguments.project)
+    Board.processes = arguments.processes
     folder, reports = (arguments.folder or Path(tempfile.mkdtemp(prefix="chaos"))).resolve(), []
     others = itertools.cycle(["validation", "epoch end", ANY_TIME, "renaming", "test", "training", "start", ANY_TIME])
     for number, name in enumerate(arguments.scenarios):

@@ -149,8 +149,9 @@ def _merged(metric: Metric, one: dict[str, Any], other: dict[str, Any]) -> dict[
 
 def gradients(of_each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The gradients that this process goes on with: of other processes than before all have the mean."""
-    if len(of_each) == distributed.world_size():
-        return of_each[distributed.rank()]
+    if len(of_each) in (1, distributed.world_size()):
+        # One stands for all: of a single process, or of parameters that are spread over them.
+        return of_each[distributed.rank() % len(of_each)]
     names = dict.fromkeys(name for own in of_each for name in own)
     return {
         name: torch.stack([own[name] for own in of_each if name in own]).sum(dim=0) / len(of_each) for name in names
