@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ from typing import Any
 import engine
 import pytest
 import torch
+import torch.distributed as dist
+from engine import distributed
 from engine.callbacks import EarlyStopping, ModelCheckpoint
-from injection import two_processes
+from engine.signals import StopRequest
+from injection import at, two_processes
 from test_manual_optimization import GAN, by_closure, in_windows, manual, plainly, points_loader
 from torch import nn
 from torch.optim import SGD
@@ -188,3 +193,46 @@ def test_a_gradient_that_one_process_lacks_counts_as_zero() -> None:
 
     first, second = both(work)
     assert first == second
+
+
+@pytest.mark.parametrize("when", [1, 2, 3, 40, 333])
+def test_a_signal_to_one_process_stops_both_at_the_same_step(when: int) -> None:
+    def work(rank: int) -> int:
+        terminate = at("on_train_batch_start", when if rank else 0, lambda run: signal.raise_signal(signal.SIGTERM))
+        run = trainer(max_epochs=9, callbacks=terminate)
+        with pytest.raises(SystemExit):
+            run.fit(Net(), loader(512, shuffle=True))
+        return run.global_step
+
+    first, second = both(work)
+    assert first == second and when <= first < 9 * 128
+
+
+def agreements(seconds: float, calls: int) -> list[list[int]]:
+    """In which of so many calls of `agreed`, so far apart, the processes exchange what they know."""
+
+    def work(rank: int) -> list[int]:
+        distributed.init(torch.device("cpu"))
+        started, number = [], 0
+        plain = dist.all_reduce
+
+        def counted(*args: Any, **options: Any) -> Any:
+            started.append(number)
+            return plain(*args, **options)
+
+        dist.all_reduce = counted
+        with StopRequest() as stop:
+            for number in range(calls):  # noqa: B007  # `counted` notes it
+                time.sleep(seconds * (1 + rank))
+                stop.agreed()
+        dist.all_reduce = plain
+        distributed.destroy()
+        return started
+
+    return both(work)
+
+
+def test_processes_agree_rarely_where_steps_are_short_and_at_each_where_they_are_long() -> None:
+    first, second = agreements(0, 500)
+    assert first == second and len(first) < 100
+    assert agreements(0.06, 5) == [[0, 1, 2, 3, 4]] * 2

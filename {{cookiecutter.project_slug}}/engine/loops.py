@@ -75,7 +75,7 @@ def fit_epochs(t: Trainer) -> None:
     t.last_validation = time.monotonic()
     while stop_reason(t) is None and not interrupted(t):
         train_epoch(t)
-    if interrupted(t):
+    if interrupted(t, now=True):
         preserve(t)
         leave(t.interruption)
     t.metrics.scope = None
@@ -96,7 +96,7 @@ def train_epoch(t: Trainer) -> None:
         metrics.fresh.clear()
         call_both(t, Callback.on_train_epoch_start)
     skip_rest = train_batches(t)
-    if interrupted(t):
+    if interrupted(t, now=True):
         return
     metrics.scope, metrics.epoch_reached = Scope.EPOCH, True
     call_both(t, Callback.on_train_epoch_end)
@@ -209,9 +209,12 @@ def preserve(t: Trainer) -> None:
         print(f"\n{NAMES[t.interruption]}: stopped after {t.state.global_step} steps; {saved}", flush=True)
 
 
-def interrupted(t: Trainer) -> bool:
-    """Whether somebody outside has asked to stop; to be asked by all processes at the same step."""
-    t.interruption = t.interruption or t.stop.agreed()
+def interrupted(t: Trainer, now: bool = False) -> bool:
+    """Whether somebody outside has asked to stop; to be asked by all processes at the same step.
+
+    Processes learn a little late of what others know, unless they wait for it `now`, as at the end of an epoch.
+    """
+    t.interruption = t.interruption or t.stop.agreed(now)
     return bool(t.interruption)
 
 

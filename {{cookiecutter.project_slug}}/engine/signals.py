@@ -23,6 +23,8 @@ from engine.exceptions import MisconfigurationException
 TIME, USR1, TERM, INT = 1, 2, 3, 4
 NAMES = {TIME: "max_time", USR1: "SIGUSR1", TERM: "SIGTERM", INT: "Ctrl-C"}
 SIGNALS = {name: getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)}
+# Seconds between two agreements of several processes, about: each costs what hundreds of calls of Python do.
+BETWEEN_AGREEMENTS = 0.1
 # Exit code of a process that was asked to end, as shells count: 128 + SIGTERM.
 EXIT_CODE = 143
 
@@ -42,6 +44,8 @@ class StopRequest:
         self._end = None if seconds is None else time.monotonic() + seconds
         self._received = 0
         self._in_flight: tuple[Any, torch.Tensor] | None = None
+        # When the last agreement was begun, calls of `agreed` since then, and after how many the next one is due.
+        self._begun, self._calls, self._every = 0.0, 0, 1
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -63,19 +67,40 @@ class StopRequest:
         """What this process knows of: 0, or one of the constants above."""
         return self._received or (TIME if self._end is not None and time.monotonic() >= self._end else 0)
 
-    def agreed(self) -> int:
+    def agreed(self, now: bool = False) -> int:
         """What all processes know of, asked by all of them at the same step.
 
-        Across processes the answer is one step late: numbers travel while a step computes, so that nobody waits.
+        Across processes numbers travel while a step computes, so that nobody waits: an answer is one call late. They
+        set out about every `BETWEEN_AGREEMENTS` seconds; the process of rank 0 says with each after how many calls the
+        next ones do, so that all of them count alike.
+
+        Args:
+            now: Wait for the answer.
         """
         if not self._several:
             return self.pending()
-        number = torch.tensor([self.pending()], dtype=torch.int32)
-        before, self._in_flight = self._in_flight, (dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True), number)
-        if before is None:
+        self._calls += 1
+        known = self._answer()
+        if now or self._calls >= self._every:
+            numbers = torch.tensor([self.pending(), self._calls_between() if distributed.is_rank_zero() else 0])
+            self._in_flight = dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True), numbers
+            self._calls = 0
+        return max(known, self._answer()) if now else known
+
+    def _answer(self) -> int:
+        """What the agreement that was begun has found; 0 where there is none."""
+        if self._in_flight is None:
             return 0
-        before[0].wait()
-        return int(before[1])
+        (work, numbers), self._in_flight = self._in_flight, None
+        work.wait()
+        known, self._every = numbers.tolist()
+        return int(known)
+
+    def _calls_between(self) -> int:
+        """Calls until the next agreement; twice as many as to this one at most, since they may come to take longer."""
+        now = time.monotonic()
+        seconds, self._begun = now - self._begun, now
+        return max(1, min(2 * self._calls, int(BETWEEN_AGREEMENTS * self._calls / max(seconds, 1e-6))))
 
     def _receive(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self._received == INT:

@@ -1,0 +1,182 @@
+"""What a training step on 2 processes costs under the Trainer, and in a loop written by hand that does the same.
+
+Both wrap the same net in DistributedDataParallel, over gloo on the CPU, and read the same batches from memory. They
+take turns within one run, quietly and with a loss that is logged, averaged over the processes. Printed are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
+
+import engine
+from engine.loggers import CSVLogger
+from model.standard_net import StandardNet
+
+# A block is what is run in one turn, and every how many steps is logged: the Trainer's default.
+PROCESSES, BLOCK = 2, 50
+GOAL = 1.03
+Batch = tuple[Tensor, Tensor]
+
+
+class Turns:
+    """Batches in memory for the Trainer; before each block of them, the loop written by hand runs as many.
+
+    So the two are measured at nearly the same time, however busy the machine is.
+
+    Args:
+        by_hand: Runs a step on a batch.
+        batches: A block of batches.
+        blocks: How many times each has its turn; another one, before these, is for warming up.
+
+    Attributes:
+        seconds: Of each block, under the Trainer and by hand.
+    """
+
+    def __init__(self, by_hand: Callable[[Batch], None], batches: list[Batch], blocks: int) -> None:
+        self.by_hand, self.batches, self.blocks = by_hand, batches, blocks
+        self.seconds: list[tuple[float, float]] = []
+
+    def __len__(self) -> int:
+        return (self.blocks + 1) * BLOCK
+
+    def __iter__(self) -> Iterator[Batch]:
+        for block in range(self.blocks + 1):
+            begin = time.perf_counter()
+            for batch in self.batches:
+                self.by_hand(batch)
+            middle = time.perf_counter()
+            yield from self.batches
+            # The Trainer asks for more: its last step is over.
+            if block:
+                self.seconds.append((time.perf_counter() - middle, middle - begin))
+
+
+class Training(engine.Module):
+    """A classification, as one writes it for the Trainer."""
+
+    def __init__(self, net: nn.Module, logs: bool) -> None:
+        super().__init__()
+        self.net, self.logs = net, logs
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self.net(images), labels)
+        if self.logs:
+            self.log("train_loss", loss, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The default of the project."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+def hand_written(net: nn.Module, logs: bool, file: TextIO) -> Callable[[Batch], None]:
+    """A step of the plainest loop."""
+    ddp = DistributedDataParallel(net)
+    optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-4)
+    writer, steps = csv.writer(file), itertools.count(1)
+
+    def step(batch: Batch) -> None:
+        images, labels = batch
+        loss = nn.functional.cross_entropy(ddp(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if logs and (number := next(steps)) % BLOCK == 0:
+            value = loss.detach().clone()
+            dist.all_reduce(value)
+            writer.writerow([number, value.item() / PROCESSES])
+
+    return step
+
+
+def race(make: Callable[[], nn.Module], batches: list[Batch], logs: bool, blocks: int) -> list[tuple[float, float]]:
+    """Seconds of each block, under the Trainer and by hand."""
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "by_hand.csv"), "w", newline="") as file:
+        turns = Turns(hand_written(make(), logs, file), batches, blocks)
+        trainer = engine.Trainer(
+            accelerator="cpu",
+            logger=CSVLogger(folder) if logs else False,
+            log_every_n_steps=BLOCK,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            max_epochs=1,
+        )
+        trainer.fit(Training(make(), logs), turns)
+    return turns.seconds
+
+
+def tiny() -> nn.Module:
+    """A net whose step is nearly all overhead: the worst case."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def standard() -> nn.Module:
+    """The net that a generated project starts with."""
+    return StandardNet(10, (1, 8, 8))
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Race on every net, quietly and with logs; the first process prints a table."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo")
+    torch.manual_seed(dist.get_rank())
+    size = arguments.batch_size
+    batches = [(torch.randn(size, 1, 8, 8), torch.randint(10, (size,))) for _ in range(BLOCK)]
+    table = Table(title=f"a step on {PROCESSES} processes, batches of {size}", title_justify="left")
+    for heading in ("net", "logs", "Trainer", "by hand", "ratio", "half of the blocks", "goal"):
+        table.add_column(heading, justify="left" if heading in ("net", "logs") else "right")
+    for name, make, blocks in (("tiny", tiny, 5 * arguments.blocks), ("standard_net", standard, arguments.blocks)):
+        for logs in (False, True):
+            pairs = race(make, batches, logs, blocks)
+            ours, theirs = (statistics.median(column) / BLOCK * 1e3 for column in zip(*pairs, strict=True))
+            low, ratio, high = statistics.quantiles([trainer / hand for trainer, hand in pairs], n=4)
+            figures = (f"{ours:.3f} ms", f"{theirs:.3f} ms", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}")
+            table.add_row(name, f"every {BLOCK} steps" if logs else "no", *figures, f"<= {GOAL}")
+    if dist.get_rank() == 0:
+        Console(width=110).print(table)
+        setting = f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread each, medians of blocks of {BLOCK} steps"
+        print(f"torch {torch.__version__}, gloo, {setting}")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Start this file once for each process, and measure there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"batch_size": 64, "blocks": 20}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    arguments = parser.parse_args()
+    if "RANK" in os.environ:
+        measure(arguments)
+        return
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    sys.exit(subprocess.call([*launcher, *sys.argv], env={"OMP_NUM_THREADS": "1", **os.environ}))
+
+
+if __name__ == "__main__":
+    main()
