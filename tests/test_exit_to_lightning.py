@@ -48,6 +48,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "steps": (*FEW, "--limit_train_batches", "3", "--save_every_n_steps", "2", "--run_name", "steps"),
     "blind": (*FEW, "--limit_val_batches", "0", "--run_name", "blind"),
     "pretrained": (*FEW, "--pretrained", "logs/standard_net/few/checkpoints/last.ckpt", "--freeze", "features"),
+    "compiled": (*FEW, "--compile", "true", "--run_name", "compiled"),
+    "test compiled": ("test", "--ckpt_path", "logs/standard_net/compiled/checkpoints/best.ckpt", "--compile", "false"),
     "dev run": ("--fast_dev_run", "true", "--log_dir", "nowhere", *QUIET),
     "help": ("--help",),
 }
@@ -67,8 +69,11 @@ WRONG = {
 }
 SESSION = """
 import contextlib, io, json, sys, traceback
-import engine, main
+import engine, main, torch
 
+# Traced as always, but for a backend that needs no compiler of C++.
+compiles = torch.nn.Module.compile
+torch.nn.Module.compile = lambda self: compiles(self, backend="aot_eager")
 assert engine.Trainer.__module__.startswith("pytorch_lightning")
 outcomes = {}
 for name, words in json.loads(sys.argv[1]).items():
@@ -275,6 +280,14 @@ def test_the_averages_of_the_weights_are_tested(outcomes: dict[str, Outcome], lo
     saved = torch.load(logs / "averages" / "checkpoints" / "last.ckpt", weights_only=True)
     newest = saved["current_model_state"]
     assert any(not torch.equal(newest[name], value) for name, value in saved["state_dict"].items())
+
+
+def test_a_compiled_run_has_the_weights_of_any_other(outcomes: dict[str, Outcome], logs: Path) -> None:
+    plain, compiled = (weights(logs / name / "checkpoints" / "last.ckpt") for name in ("few", "compiled"))
+    assert [*plain] == [*compiled]
+    assert all(torch.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
+    expected = pytest.approx(outcomes["compiled"].metrics["test_loss"], abs=1e-4)
+    assert outcomes["test compiled"].metrics["test_loss"] == expected
 
 
 def test_runs_keep_the_names_of_their_checkpoints(logs: Path) -> None:

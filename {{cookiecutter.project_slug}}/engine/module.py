@@ -41,8 +41,8 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
         self._toggled: dict[Tensor, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, of weights for an average, say, does not take the trainer along.
-        return {**self.__dict__, "_trainer": None}
+        # A copy, of weights for an average, say, takes neither the trainer along nor what was compiled.
+        return {**super().__getstate__(), "_trainer": None}  # type: ignore[no-untyped-call]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | Mapping[str, Any] | None:
         """Compute the loss of one batch; without automatic optimization, compute gradients and step optimizers, too.

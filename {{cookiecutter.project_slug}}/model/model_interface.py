@@ -48,6 +48,7 @@ class MInterface(engine.Module):
         monitor_mode: Whether less or more of it is better. Default: known of losses and metrics by their names.
         freeze: Parts of the net to leave as they are: prefixes of parameter names; or all_but and the parts to train.
         pretrained: Weights to start from: a checkpoint, a file; for torchvision_net also DEFAULT (downloads).
+        compile: Compile the net, which takes a while at the start; checkpoints stay the same.
         model: Arguments of the net.
     """
 
@@ -78,6 +79,7 @@ class MInterface(engine.Module):
         monitor_mode: Literal["min", "max"] | None = None,
         freeze: list[str] | None = None,
         pretrained: str | None = None,
+        compile: bool = False,
         model: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -106,6 +108,9 @@ class MInterface(engine.Module):
         if given["pretrained"] is not None and self._trainer is not None:
             load_pretrained(self.net, given["pretrained"])
         self.frozen = freeze(self.net, given["freeze"]) if given["freeze"] else []
+        if given["compile"]:
+            # In place: a module around the net would put its name before those of the weights.
+            self.net.compile()
 
     def configure_loss(self) -> nn.Module:
         """A module that takes outputs and targets, as `align` gives them, and returns the loss."""

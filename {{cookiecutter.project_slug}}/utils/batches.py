@@ -33,6 +33,10 @@ class explain:  # noqa: N801
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         of_the_device = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+        if any(base.__name__ == "BackendCompilerFailed" for base in type(error).__mro__):
+            reason = str(error).splitlines()[0]
+            line = f"--compile true: torch cannot compile {self.what} here ({reason}); repair that, or leave it out"
+            raise MisconfigurationException(line) from error
         if isinstance(error, RuntimeError | ValueError | IndexError) and not of_the_device:
             given = ", ".join(f"{name} {shape_of(value)}" for name, value in self.values.items())
             raise MisconfigurationException(f"{self.what} fails on {given}: {describe(error, 'model')}") from error
