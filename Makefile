@@ -17,7 +17,7 @@ help:
 	@echo "make test     run all tests of the template"
 	@echo "make lint     check style and types"
 	@echo "make chaos    kill training runs over 100 times, and check that they end as if nobody had"
-	@echo "make bench    measure what saving checkpoints, and a step on two processes, cost a run"
+	@echo "make bench    measure what checkpoints, two processes and a GPU cost beside plain loops"
 	@echo "make picture  take the picture of make demo that the README shows"
 	@echo "make clean    remove everything that the other targets made"
 	@echo "Further arguments: make demo ARGS='--max_epochs 3', make test ARGS='-x -k generation'"
@@ -41,6 +41,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	.venv/bin/python benchmarks/saving.py $(ARGS)
 	.venv/bin/python benchmarks/ddp.py
+	.venv/bin/python benchmarks/gpu.py
 
 chaos: $(STAMP)
 	.venv/bin/python tools/chaos.py $(ARGS)

@@ -48,29 +48,42 @@ class Turns:
     Args:
         by_hand: Runs a step on a batch.
         batches: A block of batches.
-        blocks: How many times each has its turn; another one, before these, is for warming up.
+        blocks: How many times each has its turn; another one, before these, is for warming up,
+            and the Trainer does not ask for what comes after the last.
+        finish: Waits until the device has done all work, before the clock is read.
 
     Attributes:
         seconds: Of each block, under the Trainer and by hand.
     """
 
-    def __init__(self, by_hand: Callable[[Batch], None], batches: list[Batch], blocks: int) -> None:
-        self.by_hand, self.batches, self.blocks = by_hand, batches, blocks
+    def __init__(
+        self,
+        by_hand: Callable[[Batch], None],
+        batches: list[Batch],
+        blocks: int,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.by_hand, self.batches, self.blocks, self.finish = by_hand, batches, blocks, finish
         self.seconds: list[tuple[float, float]] = []
 
     def __len__(self) -> int:
-        return (self.blocks + 1) * BLOCK
+        return (self.blocks + 2) * BLOCK
 
     def __iter__(self) -> Iterator[Batch]:
-        for block in range(self.blocks + 1):
-            begin = time.perf_counter()
+        for block in range(self.blocks + 2):
+            begin = self._now()
             for batch in self.batches:
                 self.by_hand(batch)
-            middle = time.perf_counter()
+            middle = self._now()
             yield from self.batches
             # The Trainer asks for more: its last step is over.
+            end = self._now()
             if block:
-                self.seconds.append((time.perf_counter() - middle, middle - begin))
+                self.seconds.append((end - middle, middle - begin))
+
+    def _now(self) -> float:
+        self.finish()
+        return time.perf_counter()
 
 
 class Training(engine.Module):

@@ -1,4 +1,4 @@
-"""What `test_ddp_equality.py` runs, in one process or under torchrun: `equality.py STRATEGY ENGINE TESTS`.
+"""What `test_ddp_equality.py` runs: `equality.py STRATEGY ENGINE TESTS SCENARIOS [ACCELERATOR]`, or under torchrun.
 
 Every scenario trains or evaluates on the same global batches, however many processes share them, and leaves what it
 has computed in `NAME-WORLD-RANK.json`.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-STRATEGY = sys.argv[1]
+STRATEGY, ACCELERATOR = sys.argv[1], sys.argv[5] if len(sys.argv) > 5 else "cpu"
 sys.path[:0] = sys.argv[2:4]
 
 import engine
@@ -79,7 +79,8 @@ def batches(size: int, global_batch: int, **options: Any) -> DataLoader[Any]:
 def train(name: str, model: Regression, train: DataLoader[Any], strategy: str = STRATEGY, **options: Any) -> None:
     """Train, then test on 13 samples; keeps losses, values and weights."""
     memory = Memory()
-    run = trainer(strategy=strategy, max_epochs=2, logger=memory, log_every_n_steps=1, **options)
+    usual = {"max_epochs": 2, "logger": memory, "log_every_n_steps": 1, "accelerator": ACCELERATOR}
+    run = trainer(strategy=strategy, **usual, **options)
     run.fit(model, train, batches(7, 4))
     kept = {"validation": dict(model.kept)}
     kept["values"] = {key: float(value) for key, value in run.callback_metrics.items() if key != "loss"}
@@ -244,6 +245,18 @@ def scenario_normed() -> None:
         alone(features)
     expected = [*alone.running_mean.tolist(), *alone.running_var.tolist(), len(model.features)]
     write("normed", validation=at_validation, test=model.seen, expected=expected)
+
+
+class Synchronised(Regression):
+    """With a norm over the batches of all processes, on GPUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def scenario_synchronised() -> None:
+    train("synchronised", seeded(Synchronised), batches(24, 8), sync_batchnorm=ACCELERATOR == "gpu")
 
 
 warnings.simplefilter("ignore")
