@@ -44,6 +44,8 @@ PHASES = ("start", "training", "validation", "epoch end", "test", "writing", "re
 ANY_TIME, KILLED, OUTPUT = "any time", -signal.SIGKILL, "output.txt"
 # Seconds after which a start that neither ends nor gets to its kill counts as hanging.
 LIMIT = 120.0
+# Seconds that torchrun's other processes have to end after the first.
+GRACE = 5.0
 # Faulty runs after which a scenario is given up, and differences of a run that are told one by one.
 MOST = 5
 # Every second kill aims at one of so many last events of its phase: there a run may look complete, and is not.
@@ -160,12 +162,12 @@ class Probe:
 
 def instrument(probe: Probe) -> None:
     """Let the engine's functions tell the probe when they run, in this process."""
-    names = ("engine.loops", "engine.checkpoint", "model", "torch")
-    loops, checkpoint, model, library = (cast(Any, importlib.import_module(name)) for name in names)
+    names = ("engine.loops", "engine.checkpoint", "engine.checkpoint_writer", "model", "torch")
+    loops, checkpoint, writer, model, library = (cast(Any, importlib.import_module(name)) for name in names)
     loops.train_epoch = probe.around(loops.train_epoch, "training")
     loops.validate_in_fit = probe.around(loops.validate_in_fit, "validation", then="epoch end")
     loops.fit_epochs = probe.around(loops.fit_epochs, then="test")
-    checkpoint.save = probe.file("writing")(checkpoint.save)
+    writer.save = probe.file("writing")(writer.save)
     checkpoint.link = probe.file("renaming")(checkpoint.link)
     checkpoint._commit = probe.file("renaming")(checkpoint._commit)
     for step in ("training_step", "validation_step", "test_step"):
@@ -174,7 +176,11 @@ def instrument(probe: Probe) -> None:
         setattr(os, name, probe.around(getattr(os, name)))
     save = library.save
 
-    def save_in_pieces(content: Any, file: Any) -> None:
+    def save_in_pieces(content: Any, file: Any, **options: Any) -> None:
+        if options:
+            # A tensor on its way to another process.
+            save(content, file, **options)
+            return
         # Each piece gets to the disk at once, so that a kill leaves a part of the file.
         write = probe.around(lambda piece: (file.write(piece), file.flush())[0])
         save(content, SimpleNamespace(write=write, flush=file.flush))
@@ -219,10 +225,22 @@ def environments(processes: int) -> list[dict[str, str]]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
+def end_others(pids: list[int]) -> None:
+    """The first process has ended: ask the others to end, and do not ask twice."""
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + GRACE
+    while pids:
+        time.sleep(0.001)
+        if time.monotonic() > end:
+            os.kill(pids[0], signal.SIGKILL)
+        pids = [pid for pid in pids if not os.waitpid(pid, os.WNOHANG)[0]]
+
+
 def start(words: list[str], folder: Path, board: Board, moment: Moment = NEVER) -> int:
     """Start a run, or go on with it, and kill it at a moment if it gets there; returns its exit code, or `KILLED`.
 
-    Of several processes the first is killed. The others, which wait for it then, have to end by themselves.
+    Of several processes the first is killed, and the others as torchrun does it.
     """
     board.clear()
     sys.stdout.flush()
@@ -241,16 +259,8 @@ def start(words: list[str], folder: Path, board: Board, moment: Moment = NEVER) 
             ended = os.waitpid(pid, 0)
             break
         time.sleep(0.001)
-    hanging = elapsed > LIMIT
-    for other in others:
-        end = time.monotonic() + LIMIT
-        while not (left := os.waitpid(other, os.WNOHANG)[0]) and time.monotonic() < end:
-            time.sleep(0.001)
-        if not left:
-            hanging = True
-            os.kill(other, signal.SIGKILL)
-            os.waitpid(other, 0)
-    if hanging:
+    end_others(others)
+    if elapsed > LIMIT:
         raise TimeoutError(f"a start did not end within {LIMIT:.0f} s; its last phase: {board.phase}")
     return os.waitstatus_to_exitcode(ended[1])
 
