@@ -23,6 +23,8 @@ from typing import Any
 import engine
 import pytest
 import torch
+from engine import distributed, faults
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 SECONDS = 60
 
@@ -212,10 +214,10 @@ class Apart:
             traceback.print_exc()
             raise SystemExit(130) from None
 
-    def wait_for(self, text: str) -> None:
-        """Until it has printed `text`."""
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Until it has printed `text` so often."""
         end = time.monotonic() + SECONDS
-        while text not in self.out:
+        while self.out.count(text) < times:
             assert self.process.is_alive() and time.monotonic() < end, (self.out, self.err)
             time.sleep(0.01)
 
@@ -271,3 +273,45 @@ def two_processes(work: Callable[[int], Any], number: int = 2) -> list[Apart]:
         work(rank)
 
     return [Apart(partial(in_process, rank)) for rank in range(number)]
+
+
+def launched(work: Callable[[], Any], processes: int = 2) -> Apart:
+    """Starts torchrun's agent in a copy of this process, with workers that are copies as well: none imports torch."""
+
+    def agent() -> None:
+        config = LaunchConfig(
+            *(1, 1, processes),
+            run_id=f"test-{time.monotonic_ns()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            start_method="fork",
+            max_restarts=0,
+            monitor_interval=0.1,
+        )
+        elastic_launch(config, _as_program)(work)
+
+    return Apart(agent, group=True)
+
+
+def _as_program(work: Callable[[], Any]) -> None:
+    """Ends as Python would at the end of a program."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        # The agent's own came along.
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code: Any = 0
+    try:
+        faults.watch_processes()
+        work()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    distributed.destroy()
+    if code:
+        # The agent waits for what comes back of the others.
+        os._exit(code)

@@ -19,13 +19,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # From the ground up; a module imports at run time from lower layers only, so there are no cycles.
 LAYERS = [
-    {"exceptions", "distributed", "hooks", "untrusted", "older_names"},
+    {"exceptions", "hooks", "untrusted", "older_names"},
+    {"rendezvous"},
+    {"distributed"},
     {"fsdp", "seed", "callback", "meters", "precision", "signals", "strategies", "utilities", "export"},
     {"shards", "faults"},
     {"checkpoint"},
     {"checkpoint_writer", "consolidate"},
     {"metrics", "hparams", "samples", "older", "callbacks.monitor"},
-    {"module", "datamodule", "optim", "reading", "elastic", "loggers.logger"},
+    {"module", "datamodule", "optim", "reading", "elastic", "loggers.logger", "alike"},
     {"data", "resume", "hook_checks", "profilers", "loggers.csv_logs", "loggers.tensorboard"},
     {"evaluation", "loggers"},
     {"optimization"},

@@ -14,6 +14,7 @@ from engine import callbacks, loggers, profilers, strategies, utilities
 from engine.callback import Callback
 from engine.datamodule import DataModule
 from engine.exceptions import MisconfigurationException
+from engine.faults import watch_processes
 from engine.module import Module
 from engine.older import find_older_names
 from engine.seed import seed_everything
@@ -22,6 +23,7 @@ from engine.trainer import Trainer
 LightningModule = Module
 LightningDataModule = DataModule
 find_older_names(Trainer)
+watch_processes()
 
 __all__ = [
     "Callback",

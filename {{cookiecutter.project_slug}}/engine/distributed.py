@@ -13,36 +13,43 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from engine.exceptions import MisconfigurationException
+from engine.rendezvous import check_environment, meet, number, wait_for_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# How many groups this process has joined.
+_groups = 0
 _tensor_parallel_size = 1
 
 
 def rank() -> int:
     """Number of this process among all processes of the run; 0 without a launcher."""
-    return int(os.environ.get("RANK", 0))
+    return number("RANK", 0)
 
 
 def local_rank() -> int:
     """Number of this process among the processes of its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
     """Number of processes of the run."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return number("WORLD_SIZE", 1)
 
 
 def local_world_size() -> int:
     """Number of processes of the run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return number("LOCAL_WORLD_SIZE", world_size())
 
 
 def share_samples(tensor_parallel_size: int) -> None:
@@ -66,19 +73,59 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
-def init(device: torch.device) -> None:
-    """Join the process group; gloo for tensors on the CPU, nccl for tensors on a GPU."""
+def init(device: torch.device, backend: str | None = None, timeout: timedelta | None = None) -> None:
+    """Join the process group of the run; without a launcher there is none.
+
+    Args:
+        device: The device of this process.
+        backend: What carries tensors; default: gloo for those on the CPU, nccl for those on a GPU.
+        timeout: How long a collective may take; default: torch's.
+
+    Raises:
+        MisconfigurationException: There is no such backend, or the launcher's variables make no sense.
+        TimeoutError: Other processes of the run have not started.
+    """
+    global _groups
+    check_environment()
     if "RANK" not in os.environ or dist.is_initialized():
         return
-    on_gpu = device.type == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    backend = _checked(backend, device)
+    _groups += 1
+    # What an earlier group has left there would lead a new one astray.
+    store = distributed_c10d.PrefixStore(f"group-{_groups}", meet())
+    wait_for_all(store)
+    on_gpu = device if device.type == "cuda" else None
+    dist.init_process_group(
+        backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout, device_id=on_gpu
+    )
     atexit.register(destroy)
 
 
-def destroy() -> None:
-    """Leave the process group, if there is one."""
+def _checked(backend: str | None, device: torch.device) -> str:
+    on_gpu = device.type == "cuda"
+    backend = backend or ("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    for part in backend.split(","):
+        name = part.split(":")[-1].lower()
+        if name == "nccl" and not on_gpu:
+            raise MisconfigurationException(f"backend {backend!r} is for GPUs, and this runs on {device}; give gloo")
+        if not dist.is_backend_available(name):
+            there = ", ".join(kind for kind in ("gloo", "nccl", "mpi") if dist.is_backend_available(kind))
+            raise MisconfigurationException(f"backend {backend!r}: this torch has no {name}, but {there}")
+    # Numbers of the host travel, too.
+    return "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
+
+
+def destroy(failed: bool = False) -> None:
+    """Leave the process group, if there is one.
+
+    Args:
+        failed: Do not wait for what is under way: other processes may never do their part of it.
+    """
     if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+        if failed and "nccl" in dist.get_backend_config():
+            distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
         # The group's threads end with its last reference; C++ aborts a process that exits before they have.
         gc.collect()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import distributed, faults, fsdp
+from engine.alike import check_arguments_alike, check_parameters_alike
 from engine.arguments import check_module
 from engine.callback import Callback
 from engine.data import Loaders
@@ -23,7 +24,7 @@ from engine.module import Module
 from engine.older import steps_of, with_older_hooks
 from engine.optim import LightningOptimizer, needs_closure, parse_optimizers
 from engine.profilers import profiled
-from engine.signals import StopRequest, leave, quiet_children
+from engine.signals import StopRequest, leave, outlive_the_first, quiet_children
 from engine.strategies import Strategy, make_mesh, make_strategy
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
         given: Loaders handed over directly, by "train", "val", "test" or "predict".
     """
     _attach(t, stage, model, datamodule, given)
+    # Before signals are caught: until all are there, they end a process at once.
+    _join(t)
     errors: list[BaseException] = []
     # A stage that trains ends at a step when it is asked to; others leave signals to Python.
     with t.stop if stage == "fit" else nullcontext(), torch.autograd.set_detect_anomaly(t.detect_anomaly):
@@ -62,6 +65,8 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
                     errors.append(error)
     if errors:
         faults.explain(t, errors[0])
+        if isinstance(errors[0], SystemExit):
+            outlive_the_first()
         raise errors[0]
     if stage == "fit":
         # A signal that came too late to interrupt anything.
@@ -93,11 +98,13 @@ def _explaining(t: Trainer, errors: list[BaseException]) -> Iterator[Callable[[]
     for error in errors[:1]:
         # Before others explain why the tear-down failed, too.
         yield partial(faults.explain, t, error)
+        # And before others, which it leaves below, fail of that.
+        yield partial(faults.report, error)
         yield from (partial(bound, t, t.module, error) for bound in t.overrides["on_exception"])
         if t.datamodule is not None:
             yield partial(t.datamodule.on_exception, error)
         # Others may wait for this process in a collective: leaving tells them.
-        yield distributed.destroy
+        yield partial(distributed.destroy, failed=isinstance(error, Exception))
 
 
 def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, given: dict[str, Any]) -> None:
@@ -136,10 +143,16 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     check_module(t)
 
 
-def _set_up(t: Trainer) -> None:
+def _join(t: Trainer) -> None:
     if t.device.type == "cuda":
         torch.cuda.set_device(t.device)
-    distributed.init(t.device)
+    distributed.init(t.device, t.strategy_options.process_group_backend, t.strategy_options.timeout)
+    # Again, since torch has put its own before it.
+    faults.watch_processes()
+
+
+def _set_up(t: Trainer) -> None:
+    check_arguments_alike(t)
     t.device_mesh = make_mesh(t.strategy_options, t.device)
     distributed.share_samples(1 if t.device_mesh is None else t.device_mesh["tensor_parallel"].size())
     t.state.seed = t.loaders.seed = distributed.broadcast(t.state.seed)
@@ -157,6 +170,7 @@ def _set_up(t: Trainer) -> None:
     distributed.barrier()
     with t.precision_plugin.context if t.precision_plugin.dtype is not None else nullcontext():
         t.module.configure_model()
+    check_parameters_alike(t)
     if t.sync_batchnorm and distributed.active() and t.stage == "fit":
         _synchronise_batch_norms(t)
     if t.device_mesh is not None:

@@ -20,13 +20,15 @@ from engine import distributed
 from engine.exceptions import MisconfigurationException
 
 # What may ask for a stop, the most urgent last: processes agree on the greatest.
-TIME, USR1, TERM, INT = 1, 2, 3, 4
-NAMES = {TIME: "max_time", USR1: "SIGUSR1", TERM: "SIGTERM", INT: "Ctrl-C"}
+TIME, USR1, ORPHAN, TERM, INT = 1, 2, 3, 4, 5
+NAMES = {TIME: "max_time", USR1: "SIGUSR1", ORPHAN: "torchrun has ended", TERM: "SIGTERM", INT: "Ctrl-C"}
 SIGNALS = {name: getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)}
 # Seconds between two agreements of several processes, about: each costs what hundreds of calls of Python do.
 BETWEEN_AGREEMENTS = 0.1
 # Exit code of a process that was asked to end, as shells count: 128 + SIGTERM.
 EXIT_CODE = 143
+# The process that has started this one under torchrun, which ends what it has started, unless it is killed itself.
+LAUNCHER = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 class StopRequest:
@@ -65,6 +67,8 @@ class StopRequest:
 
     def pending(self) -> int:
         """What this process knows of: 0, or one of the constants above."""
+        if LAUNCHER is not None and os.getppid() != LAUNCHER:
+            return max(self._received, ORPHAN)
         return self._received or (TIME if self._end is not None and time.monotonic() >= self._end else 0)
 
     def agreed(self, now: bool = False) -> int:
@@ -122,6 +126,12 @@ def quiet_children() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
+def outlive_the_first() -> None:
+    """Let a process of several that leaves by itself do so: torchrun ends the others as soon as one has ended."""
+    if distributed.world_size() > 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def leave(reason: int, agreed: bool = True) -> None:
     """End a run that was stopped by a signal, once all is saved; `max_time` ends it without an error.
 
@@ -133,7 +143,7 @@ def leave(reason: int, agreed: bool = True) -> None:
 
     Raises:
         KeyboardInterrupt: It was Ctrl-C.
-        SystemExit: With code 143, after the other signals.
+        SystemExit: With code 143, after the other signals, and where the launcher was killed.
     """
     if reason == INT:
         raise KeyboardInterrupt
@@ -143,7 +153,7 @@ def leave(reason: int, agreed: bool = True) -> None:
         if agreed:
             # The first process that ends has Slurm kill the others, which would be before the job is queued.
             distributed.barrier()
-    if reason in (USR1, TERM):
+    if reason in (USR1, ORPHAN, TERM):
         raise SystemExit(EXIT_CODE)
 
 

@@ -209,8 +209,11 @@ def select_device(accelerator: str, devices: int | str | list[int]) -> torch.dev
         return torch.device(kind)
     chosen = _indices(devices)
     index = chosen[distributed.local_rank()] if chosen else distributed.local_rank()
-    if index >= torch.cuda.device_count():
-        raise MisconfigurationException(f"devices={devices!r}, but this machine has {torch.cuda.device_count()} GPUs")
+    if index >= (there := torch.cuda.device_count()):
+        raise MisconfigurationException(
+            f"devices={devices!r}, {distributed.local_world_size()} processes on this machine, which has {there} GPUs; "
+            "start one for each, or give accelerator=cpu"
+        )
     return torch.device(kind, index)
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -59,6 +60,11 @@ class Parser(ArgumentParser):
         """Say what is wrong, and exit with code 2."""
         exit_with(self._one_line(message))
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help, in one process only."""
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
+
     def _one_line(self, message: str) -> str:
         flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
         if unknown := re.search(
@@ -81,8 +87,14 @@ class Parser(ArgumentParser):
 def exit_with(message: str, code: int = 2) -> NoReturn:
     """Print one line of error, not too long and without control characters, and exit."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    print(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}", file=sys.stderr)
+    _say(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}")
     raise SystemExit(code)
+
+
+def _say(text: str) -> None:
+    """Print the last words of a run, once for all of its processes."""
+    # Lightning, too, goes by the name of engine.
+    (engine.rendezvous.say_once if hasattr(engine, "rendezvous") else partial(print, file=sys.stderr))(text)
 
 
 def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
@@ -93,7 +105,7 @@ def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
     if isinstance(error, engine.MisconfigurationException):
         exit_with(str(error))
     if isinstance(error, KeyboardInterrupt):
-        print("\ninterrupted; where a checkpoint was saved, --ckpt_path last goes on from there", file=sys.stderr)
+        _say("\ninterrupted; where a checkpoint was saved, --ckpt_path last goes on from there")
         raise SystemExit(130)
     if not getattr(error, "explained", False):
         raise error
