@@ -23,7 +23,7 @@ from typing import Any
 import engine
 import pytest
 import torch
-from engine import distributed, faults
+from engine import distributed, last_words
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 SECONDS = 60
@@ -302,7 +302,7 @@ def _as_program(work: Callable[[], Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code: Any = 0
     try:
-        faults.watch_processes()
+        last_words.watch_processes()
         work()
     except SystemExit as end:
         code = end.code

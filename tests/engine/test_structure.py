@@ -22,7 +22,7 @@ LAYERS = [
     {"exceptions", "hooks", "untrusted", "older_names"},
     {"rendezvous"},
     {"distributed"},
-    {"fsdp", "seed", "callback", "meters", "precision", "signals", "strategies", "utilities", "export"},
+    {"last_words", "fsdp", "seed", "callback", "meters", "precision", "signals", "strategies", "utilities", "export"},
     {"shards", "faults"},
     {"checkpoint"},
     {"checkpoint_writer", "consolidate"},
@@ -122,6 +122,7 @@ CORE |= {"lifecycle", "loops", "meters", "metrics", "module", "optim", "optimiza
 CORE |= {"samples", "seed", "trainer", "trainer_properties"}
 # What several processes need.
 SEVERAL = {"distributed", "strategies", "fsdp", "shards", "consolidate", "elastic"}
+SEVERAL |= {"rendezvous", "alike", "last_words"}
 
 
 def test_the_engine_stays_small() -> None:

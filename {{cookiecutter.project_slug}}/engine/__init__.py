@@ -14,7 +14,7 @@ from engine import callbacks, loggers, profilers, strategies, utilities
 from engine.callback import Callback
 from engine.datamodule import DataModule
 from engine.exceptions import MisconfigurationException
-from engine.faults import watch_processes
+from engine.last_words import watch_processes
 from engine.module import Module
 from engine.older import find_older_names
 from engine.seed import seed_everything

@@ -17,7 +17,6 @@ from engine.module import Module
 from engine.older import refuse_arguments, refuse_values
 from engine.precision import Precision, PrecisionAlias, PrecisionName
 from engine.profilers import PassThroughProfiler, Profiler, make_profiler
-from engine.rendezvous import check_environment
 from engine.seed import make_deterministic
 from engine.signals import seconds_of
 from engine.strategies import DDPStrategy, ModelParallelStrategy, check_devices, find_strategy, select_device
@@ -83,8 +82,7 @@ class TrainerArguments:
     ) -> None:
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "older")}
         refuse_arguments(type(self), older)
-        refuse_values(accelerator=accelerator, strategy=strategy, profiler=profiler, max_steps=max_steps)
-        refuse_values(accumulate_grad_batches=accumulate_grad_batches)
+        refuse_values(**self.arguments)
         if barebones:
             what = {"logger": logger, "enable_checkpointing": enable_checkpointing, "profiler": profiler}
             what |= {"enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary}
@@ -112,7 +110,6 @@ class TrainerArguments:
         check_arguments(self)
         logger = _or(logger, not barebones)
         self._shorten()
-        check_environment()
         self.strategy_options = find_strategy(strategy)
         check_devices(devices, num_nodes)
         self.device = select_device(accelerator, devices)

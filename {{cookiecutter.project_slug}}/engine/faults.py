@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
-from engine import distributed, rendezvous
+from engine import distributed
 from engine.exceptions import LIBRARIES, MisconfigurationException, explained
 from engine.fsdp import as_local
 from engine.hooks import find_batch_size
+from engine.last_words import lost_others
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
 # Losses that are kept to be looked at together: looking at one waits for the device.
 MOST_LOSSES = 1000
-# What gloo, NCCL and torch's store say where another process of the run has gone.
-GONE = re.compile(
-    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|socket closed|pair closure|remote process exited"
-    r"|communicator (was|is) aborted|failed to (recv|send)|timed out waiting|wait timeout|collective operation timeout",
-    re.IGNORECASE,
-)
-_usual_hook = sys.excepthook
 
 
 def watch_loss(t: Trainer, batch_idx: int, loss: Any) -> None:
@@ -108,6 +99,8 @@ def explain(t: Trainer, error: BaseException) -> None:
     """Attach to an error what it means for the run, where that is known."""
     if isinstance(error, MisconfigurationException) or hasattr(error, "explained") or not isinstance(error, Exception):
         return
+    if lost_others(error):
+        return
     text = str(error)
     kinds = (torch.OutOfMemoryError, MemoryError)
     if isinstance(error, kinds) or re.search(r"can't allocate memory|not enough memory", text):
@@ -127,48 +120,6 @@ def explain(t: Trainer, error: BaseException) -> None:
         )
     elif t.resumed is not None and t.state.epoch <= t.resumed[1] and not _in_code_of_the_user(error):
         explained(error, f"this was in the first epoch after resuming from {t.resumed[0]}, which may not fit this run")
-
-
-def watch_processes() -> None:
-    """Have an error that ends this process, one of several, told once, and before what follows from it elsewhere."""
-    # What the environment should have is told when a Trainer is made.
-    with suppress(MisconfigurationException):
-        if distributed.world_size() > 1:
-            sys.excepthook = _last_words
-
-
-def report(error: BaseException) -> None:
-    """With several processes, print the traceback of a bug; what one line tells is told where that is printed."""
-    one_line = isinstance(error, MisconfigurationException) or hasattr(error, "explained") or lost_others(error)
-    if distributed.world_size() > 1 and isinstance(error, Exception) and not one_line:
-        _print_traceback(error)
-
-
-def lost_others(error: BaseException) -> str | None:
-    """What an error says of another process of the run that has gone, if that is all it says."""
-    text = str(error)
-    by_torch = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
-    found = GONE.search(text) if by_torch and distributed.world_size() > 1 else None
-    return found and found[0].lower()
-
-
-def _print_traceback(error: BaseException) -> None:
-    text = "".join(traceback.format_exception(error)).rstrip()
-    rendezvous.say_once(text, f"[rank{distributed.rank()}]: ")
-    error.reported = True  # type: ignore[attr-defined]
-
-
-def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """In place of `sys.excepthook`."""
-    if lost := lost_others(error):
-        told = "it has said why" if rendezvous.wait_for_failed() else "it was killed, or waits for something else"
-        rendezvous.say_once(f"error: another process of this run has gone ({lost}); {told}")
-        return
-    if not isinstance(error, Exception):
-        _usual_hook(kind, error, trace)
-    elif not hasattr(error, "reported"):
-        _print_traceback(error)
-    rendezvous.mark_failed()
 
 
 def _in_code_of_the_user(error: Exception) -> bool:

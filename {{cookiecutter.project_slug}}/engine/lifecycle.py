@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine import distributed, faults, fsdp
+from engine import distributed, faults, fsdp, last_words
 from engine.alike import check_arguments_alike, check_parameters_alike
 from engine.arguments import check_module
 from engine.callback import Callback
@@ -99,7 +99,7 @@ def _explaining(t: Trainer, errors: list[BaseException]) -> Iterator[Callable[[]
         # Before others explain why the tear-down failed, too.
         yield partial(faults.explain, t, error)
         # And before others, which it leaves below, fail of that.
-        yield partial(faults.report, error)
+        yield partial(last_words.report, error)
         yield from (partial(bound, t, t.module, error) for bound in t.overrides["on_exception"])
         if t.datamodule is not None:
             yield partial(t.datamodule.on_exception, error)
@@ -148,7 +148,7 @@ def _join(t: Trainer) -> None:
         torch.cuda.set_device(t.device)
     distributed.init(t.device, t.strategy_options.process_group_backend, t.strategy_options.timeout)
     # Again, since torch has put its own before it.
-    faults.watch_processes()
+    last_words.watch_processes()
 
 
 def _set_up(t: Trainer) -> None:

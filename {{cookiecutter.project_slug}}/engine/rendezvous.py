@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, and how they say a thing once.
+"""How the processes of a run find each other.
 
 torchrun sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`, and serves the store that they meet at. Where
 something else sets them, the first process serves it.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-import sys
 import time
-import zlib
 from contextlib import suppress
 from datetime import timedelta
 from threading import Thread
@@ -24,10 +22,8 @@ from engine.exceptions import MisconfigurationException, explained
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # How long processes wait for each other to start: they may read their code from a slow disk.
 JOIN_SECONDS = 300.0
-# How long one that ends waits for others, so that the cause is told before its consequences.
+# How long one that ends waits for others.
 LAST_SECONDS = 5.0
-# Set once the process that has failed first is about to exit.
-FAILED = "failed"
 
 _met: Store | Exception | None = None
 
@@ -121,7 +117,8 @@ def _store(seconds: float) -> Store:
     # In a thread, since torch waits for ever for the answer of a program that never answers.
     thread = Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(max(end - time.monotonic(), 0) + 1)
+    # Whoever serves is told by torch itself when time is over, a little later.
+    thread.join(max(end - time.monotonic(), 0) + (10 if _serves() else 1))
     store = found[0] if found else TimeoutError("no answer")
     if isinstance(store, Store):
         return PrefixStore(f"engine-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -175,42 +172,3 @@ def wait_for_all(store: Store, seconds: float | None = None) -> None:
                 f"rank {', '.join(missing[:8])}{', ...' if len(missing) > 8 else ''}; see what they say"
             )
         ) from None
-
-
-def say_once(text: str, prefix: str = "") -> None:
-    """Print the last words of a run to stderr, unless another of its processes has said the same.
-
-    Args:
-        text: What to say.
-        prefix: What every line of it begins with.
-    """
-    key, store = f"said-{zlib.crc32(text.encode())}", None
-    # Without a store it is said anyway.
-    with suppress(RuntimeError, MisconfigurationException, TimeoutError):
-        if number("WORLD_SIZE", 1) > 1:
-            store = meet(LAST_SECONDS)
-            if store.add(key, 1) > 1:
-                # Whoever exits first has the others killed.
-                store.wait([f"{key}-done"], timedelta(seconds=LAST_SECONDS))
-                return
-    print("\n".join(f"{prefix}{line}" for line in text.splitlines()), file=sys.stderr, flush=True)
-    with suppress(RuntimeError):
-        if store is not None:
-            store.set(f"{key}-done", "1")
-
-
-def mark_failed() -> None:
-    """Tell the other processes of the run that this one has failed, has said why, and is about to exit."""
-    with suppress(RuntimeError, MisconfigurationException, TimeoutError):
-        meet(LAST_SECONDS).set(FAILED, "1")
-
-
-def wait_for_failed() -> bool:
-    """Wait for `mark_failed` of another process; whether it came."""
-    try:
-        meet(LAST_SECONDS).wait([FAILED], timedelta(seconds=LAST_SECONDS))
-        # It has to be the first to exit: launchers name that one.
-        time.sleep(1)
-        return True
-    except (RuntimeError, MisconfigurationException, TimeoutError):
-        return False

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException
+from engine.rendezvous import check_environment
 
 if TYPE_CHECKING:
     from engine.module import Module
@@ -221,8 +222,10 @@ def check_devices(devices: int | str | list[int], num_nodes: int) -> None:
     """Compare the wanted number of processes with those that were started.
 
     Raises:
-        MisconfigurationException: They differ; the message has the command that starts as many.
+        MisconfigurationException: They differ, and the message has the command that starts as many; or a launcher's
+            variables make no sense.
     """
+    check_environment()
     local, chosen = distributed.local_world_size(), _indices(devices)
     if type(num_nodes) is not int or num_nodes < 1 or num_nodes * local > max(distributed.world_size(), local):
         raise MisconfigurationException(

@@ -94,7 +94,7 @@ def exit_with(message: str, code: int = 2) -> NoReturn:
 def _say(text: str) -> None:
     """Print the last words of a run, once for all of its processes."""
     # Lightning, too, goes by the name of engine.
-    (engine.rendezvous.say_once if hasattr(engine, "rendezvous") else partial(print, file=sys.stderr))(text)
+    (engine.last_words.say_once if hasattr(engine, "last_words") else partial(print, file=sys.stderr))(text)
 
 
 def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
