@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ while words[0].startswith("--"):
     assert words.pop(0) in ("--kill-on-bad-exit=1", "--cpus-per-task=" + os.environ["SLURM_CPUS_PER_TASK"])
 number, on_each = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
 places = [{{"SLURM_PROCID": i, "SLURM_LOCALID": i % on_each, "SLURM_NODEID": i // on_each}} for i in range(number)]
-tasks = [subprocess.Popen(words, env=os.environ | {{k: str(v) for k, v in place.items()}}) for place in places]
+tasks = []
+for place in places:
+    # One group, which a signal reaches at once.
+    environment, group = os.environ | {{k: str(v) for k, v in place.items()}}, tasks[0].pid if tasks else 0
+    tasks.append(subprocess.Popen(words, env=environment, process_group=group))
 with open("tasks.tmp", "w") as file:
     file.write(" ".join(str(task.pid) for task in tasks))
 os.rename("tasks.tmp", "tasks.txt")
@@ -63,7 +68,7 @@ for task in tasks:
 # In place of Python: tells what it was given.
 TELLS = """#!{python}
 import json, os, sys
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 with open(f"told-{{os.environ['RANK']}}.json", "w") as file:
     json.dump({{"words": sys.argv[1:], **{{name: os.environ[name] for name in names}}}}, file)
 """
@@ -82,7 +87,7 @@ def job(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subproc
         "SLURM_CPUS_PER_TASK": "4",
         "SLURM_JOB_NODELIST": "one",
     }
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
 
     def start(*words: str, python: str = PYTHON, **variables: str) -> subprocess.Popen[str]:
@@ -104,6 +109,14 @@ def job(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subproc
 def told(project: Path) -> list[dict[str, Any]]:
     files = sorted(project.glob("told-*.json"))
     return [json.loads(file.read_text()) for file in files]
+
+
+def signal_all(project: Path) -> None:
+    """Send SIGUSR1 to all tasks, as Slurm does."""
+    end = time.monotonic() + 30
+    while not (project / "tasks.txt").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    os.killpg(int((project / "tasks.txt").read_text().split()[0]), signal.SIGUSR1)
 
 
 def requeued(project: Path) -> list[str]:
@@ -134,7 +147,7 @@ def test_a_task_for_each_process_knows_its_place_and_gets_every_flag(
     assert [task["LOCAL_RANK"] for task in tasks] == ["0", "1", "0", "1"]
     for task in tasks:
         assert (task["WORLD_SIZE"], task["LOCAL_WORLD_SIZE"], task["MASTER_ADDR"]) == ("4", "2", "127.0.0.1")
-        assert task["words"] == ["main.py", "--ckpt_path", "auto", *words]
+        assert task["words"] == ["main.py", "--ckpt_path", "auto", *words] and task["OMP_NUM_THREADS"] == "4"
     # Another job on the same machine.
     process = job(python=TELLS, SLURM_JOB_ID="42")
     assert process.wait() == 0, process.communicate()
@@ -175,7 +188,10 @@ def test_what_preemption_has_ended_is_put_back_into_the_queue(
 def test_the_signal_outside_of_training_puts_the_job_back_into_the_queue(
     job: Callable[..., subprocess.Popen[str]], project: Path, variables: dict[str, str], name: str
 ) -> None:
-    assert job(python="#!/bin/bash\nkill -USR1 $$\n", **variables).wait(timeout=30) == 138
+    process = job(python="#!/bin/bash\necho here\nexec sleep 60\n", **variables)
+    assert process.stdout is not None and [process.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+    signal_all(project)
+    assert process.wait(timeout=30) == 138
     assert requeued(project) == [f"requeue {name}"]
 
 
@@ -188,16 +204,15 @@ def test_the_signal_before_the_end_saves_and_requeues_and_the_next_start_goes_on
     for line in first.stdout:
         if line.startswith("epoch 2/6"):
             break
-    for task in (project / "tasks.txt").read_text().split():
-        os.kill(int(task), signal.SIGUSR1)
-    out, err = first.communicate(timeout=100)
+    signal_all(project)
+    out, err = first.communicate(timeout=400)
     last = "logs/standard_net/version_0/checkpoints/last.ckpt"
     assert first.returncode != 0 and f"saved {last}" in out, err
     # The process of rank 0 was left alone until Slurm had answered.
     assert "Slurm: job 41 is in the queue again" in out, err
     assert requeued(project) == ["requeue 41"]
     second = job(*words, SLURM_RESTART_COUNT="1")
-    out, err = second.communicate(timeout=200)
+    out, err = second.communicate(timeout=400)
     assert second.returncode == 0 and "going on with logs/standard_net/version_0" in out, err
     assert "epoch 6/6" in out and "epoch 2/6" not in out and "test_acc" in out
     assert os.listdir(project / "logs/standard_net") == ["version_0"]

@@ -20,6 +20,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 hosts=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 export MASTER_ADDR=${hosts[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
 
 # srun starts every process itself, so that signals reach them all, and one that fails ends them all. `auto` goes on
 # with this job's run when it is queued again.
