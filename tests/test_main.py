@@ -185,7 +185,12 @@ WRONG = {
     "no run yet": (["test", "--ckpt_path", "best"], "--ckpt_path best: no run has one"),
     "no checkpoint given": (["test"], "test needs --ckpt_path"),
     "log folder beneath a file": (["--log_dir", "list.yaml/logs"], "the folder .* cannot be made"),
-    "more processes than started": (["--devices", "2"], "torchrun --nproc-per-node 2"),
+    "more GPUs than there are": (["--devices", "999", "--accelerator", "gpu"], "but this machine has .* GPU"),
+    "more machines": (
+        ["--devices", "4", "--num_nodes", "2"],
+        "num_nodes=2, but 1 machine takes part; run on each .*torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend",
+    ),
+    "no number of restarts": (["--max_restarts", "-1"], "--max_restarts -1; give a whole number from 0"),
     "no such accelerator": (["--accelerator", "tpu"], "--accelerator tpu: give auto, cpu, gpu, cuda"),
     "no set of that name": (["--dataset", "torchvision_data", "--data.name", "Digits"], "name=Digits is no"),
     "a set not there": (["--dataset", "torchvision_data"], "MNIST is not in datasets/.*--data.download true"),

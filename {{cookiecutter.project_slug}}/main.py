@@ -10,10 +10,12 @@ from typing import Any
 import engine
 from data import DInterface
 from model import MInterface
-from utils.arguments import constructor_arguments, exit_after, parse, resume_from, to_yaml
+from utils.arguments import constructor_arguments, exit_after, parse, to_yaml
 from utils.cross_validation import fit_folds
-from utils.metrics import usual_mode
-from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_unless_begun, run_folder, write_predictions
+from utils.metrics import as_numbers, usual_mode
+from utils.processes import launch, processes_to_start
+from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_if_refused, run_folder, write_predictions
+from utils.run_state import choose_folder, resume_from
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -25,10 +27,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Returns:
         Every logged metric, of validation and test for the best checkpoint; with --fold all, means and _std.
     """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        command, arguments = parse(sys.argv[1:] if argv is None else argv, (DInterface, MInterface))
+        command, arguments = parse(words, (DInterface, MInterface))
+        if processes := processes_to_start(arguments):
+            return launch(processes, arguments.max_restarts, __file__, words)
         if arguments.fold == "all":
             return fit_folds(arguments, lambda one: run("fit", one))
+        if command == "fit":
+            choose_folder(arguments, to_yaml(arguments))
         return run(command, arguments)
     except (Exception, KeyboardInterrupt) as error:
         exit_after(error)
@@ -47,23 +54,20 @@ def run(command: str, arguments: Any) -> dict[str, float]:
 def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
     """Train, then test the best checkpoint."""
     logs, settings = loggers(arguments), constructor_arguments(engine.Trainer, arguments)
-    try:
+    with remove_if_refused(*(Path(logger.log_dir) for logger in logs if logger.log_dir)):
         trainer = engine.Trainer(**settings, logger=logs, callbacks=callbacks(arguments))
         trainer.fit(model, datamodule=data, ckpt_path=resume_from(arguments))
-    except engine.MisconfigurationException:
-        remove_unless_begun([Path(logger.log_dir) for logger in logs if logger.log_dir])
-        raise
-    results = metrics(trainer)
+    results = as_numbers(trainer.callback_metrics)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if judged := best and any(name.startswith("val_") for name in results):
         judge = engine.Trainer(**settings, logger=False)
         judge.validate(model, datamodule=data, ckpt_path=best, verbose=False)
-        results |= metrics(judge)
+        results |= as_numbers(judge.callback_metrics)
     trainer.test(model, datamodule=data, ckpt_path=None if judged else best or None)  # the judge has loaded it
     if trainer.is_global_zero and not trainer.fast_dev_run:
         print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {logs[0].log_dir}")
         print(f"TensorBoard      tensorboard --logdir {arguments.log_dir}")
-    return results | metrics(trainer)
+    return results | as_numbers(trainer.callback_metrics)
 
 
 def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
@@ -78,7 +82,7 @@ def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) 
         getattr(trainer, command)(model, datamodule=data, ckpt_path=path)
     if trainer.is_global_zero:
         print(f"checkpoint   {path}")
-    return metrics(trainer)
+    return as_numbers(trainer.callback_metrics)
 
 
 def loggers(arguments: Any) -> list[engine.loggers.Logger]:
@@ -86,7 +90,7 @@ def loggers(arguments: Any) -> list[engine.loggers.Logger]:
     if arguments.fast_dev_run:
         return []
     tensorboard = engine.loggers.TensorBoardLogger(**logger_arguments(arguments))
-    begin_run(tensorboard.log_dir, to_yaml(arguments))
+    begin_run(tensorboard.log_dir, to_yaml(arguments), arguments)
     return [tensorboard, engine.loggers.CSVLogger(tensorboard.save_dir, tensorboard.name, tensorboard.version)]
 
 
@@ -109,11 +113,6 @@ def callbacks(arguments: Any) -> list[engine.Callback]:
         "patience": lambda n: engine.callbacks.EarlyStopping(**watch, patience=n),
     }
     return chosen + [make(arguments[name]) for name, make in optional.items() if arguments[name] is not None]
-
-
-def metrics(trainer: engine.Trainer) -> dict[str, float]:
-    """The trainer's metrics as plain numbers."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown strategy": ({"strategy": "mpi"}, "strategy='mpi' is not supported; give one of auto, ddp"),
     "no such device": ({"accelerator": "tpu"}, "accelerator='tpu' is not supported; available: auto, "),
     "more devices than processes": ({"devices": 3}, "run: torchrun --nproc-per-node 3 -- main.py"),
-    "more machines than there are": ({"num_nodes": 2}, "num_nodes=2, but 1 machines take part; run on each of them"),
+    "more machines than there are": ({"num_nodes": 2}, "num_nodes=2, but 1 machine takes part; run on each of them"),
     "clipping of a senseless size": ({"gradient_clip_val": "big"}, "gradient_clip_val='big'; give a number from 0"),
     "clipping of an unknown kind": ({"gradient_clip_algorithm": "max"}, "gradient_clip_algorithm='max'; give norm or"),
     "accumulation of nothing": ({"accumulate_grad_batches": 0}, "accumulate_grad_batches=0 makes no sense"),

@@ -121,7 +121,12 @@ def _store(seconds: float) -> Store:
     thread.join(max(end - time.monotonic(), 0) + (10 if _serves() else 1))
     store = found[0] if found else TimeoutError("no answer")
     if isinstance(store, Store):
-        return PrefixStore(f"engine-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        # torchrun's store outlives processes that are started again, and has the addresses of the dead. Launchers of
+        # several machines count restarts each for themselves: there `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes a new
+        # store for each.
+        alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
+        return PrefixStore(f"engine-{attempt}", store)
     reason = str(store).splitlines()[0]
     if "EADDRINUSE" in reason or "in use" in reason:
         raise MisconfigurationException(

@@ -226,17 +226,17 @@ def check_devices(devices: int | str | list[int], num_nodes: int) -> None:
             variables make no sense.
     """
     check_environment()
-    local, chosen = distributed.local_world_size(), _indices(devices)
+    local = distributed.local_world_size()
+    machines = distributed.world_size() // local
+    wanted = local if devices == "auto" else len(_indices(devices))
+    if str(devices).lstrip("-").isdigit():
+        wanted = int(str(devices)) if int(str(devices)) != -1 else torch.cuda.device_count() or 1
     if type(num_nodes) is not int or num_nodes < 1 or num_nodes * local > max(distributed.world_size(), local):
         raise MisconfigurationException(
-            f"num_nodes={num_nodes}, but {distributed.world_size() // local} machines take part; run on each of them: "
-            f"torchrun --nnodes {num_nodes} --nproc-per-node {local} --rdzv-endpoint HOST:PORT -- main.py ..."
+            f"num_nodes={num_nodes}, but {machines} machine{'s take' if machines > 1 else ' takes'} part; run on each "
+            f"of them: torchrun --nnodes {num_nodes} --nproc-per-node {wanted or local} --rdzv-backend c10d "
+            "--rdzv-endpoint HOST:PORT -- main.py ..."
         )
-    if devices == "auto":
-        return
-    wanted = len(chosen) if chosen else int(devices) if str(devices).lstrip("-").isdigit() else 0  # type: ignore[arg-type]
-    if wanted == -1:
-        wanted = torch.cuda.device_count() or 1
     if wanted < 1:
         raise MisconfigurationException(
             f"devices={devices!r}; give 'auto', a number of processes from 1, -1 for all GPUs, or a list of GPUs"

@@ -24,9 +24,10 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import engine
 from utils.flags import NO_FLAGS, add_constructor, is_list, spell
+from utils.processes import fitting_here, is_first, number_of
 from utils.registry import OFFERED, load_class
 from utils.run_folder import find_checkpoint, saved_config
-from utils.run_state import CONFIG, ENVIRONMENT, choose_run
+from utils.run_state import CONFIG, ENVIRONMENT, begun_before
 
 Interfaces = tuple[type[Any], type[Any]]
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -35,7 +36,7 @@ SECTIONS = ("model", "data")
 OF_THE_OPTIMIZER = ("seed", "optimizer", "optimizer_args", "lr", "lr_scales", "weight_decay")
 ALIASES = {"eval_datasets": "val_datasets"}
 # Arguments of one run only: a config that repeats it leaves them out.
-OF_ONE_RUN = ("config", "ckpt_path", "run_name")
+OF_ONE_RUN = ("config", "ckpt_path", "run_name", "max_restarts")
 # Characters of a line of error; the longest lists all nets of torchvision.
 LONGEST = 3000
 # Bounds of a config: one of a few lines can be endless by its aliases.
@@ -135,7 +136,7 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     configs = [_read(path) for path in first.config]
     given = {key: value for source in [*configs, flags] for key, value in source.items() if value is not None}
     automatic = given.get("ckpt_path") == "auto"
-    checkpoint, saved = _resumed(given)
+    checkpoint, saved = _resumed(given, command)
     net, datasets = _names({**saved, **given})
     parser = _full_parser(net, datasets, interfaces)
     kept = _without_foreign(saved, net, datasets, {action.dest for action in parser._actions})
@@ -146,35 +147,36 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     arguments.ckpt_path = "auto" if automatic else None if checkpoint is None else str(checkpoint)
     folders = [Path(path).parent for path in first.config]
     arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
-    if automatic and command == "fit" and arguments.fold != "all":
-        experiment = arguments.experiment or arguments.model_name
-        arguments.run_name = choose_run(to_yaml(arguments), arguments.log_dir, experiment, arguments.run_name)
-    if command != "fit" and checkpoint is None:
-        raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
-    if command == "fit" and saved:
-        _check_resumed(arguments, saved)
-    if command == "predict" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise engine.MisconfigurationException("predict writes one file; run it without torchrun, in one process")
     if command == "fit":
+        _check_resumed(arguments, saved)
         _check_callbacks(arguments)
-    elif arguments.fold == "all":
+        return command, arguments
+    if checkpoint is None:
+        raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
+    if command == "predict" and max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise engine.MisconfigurationException("predict writes one file; run it in one process, without torchrun")
+    if arguments.fold == "all":
         raise engine.MisconfigurationException(f"--fold all trains; {command} takes the checkpoint of one fold")
     return command, arguments
 
 
-def _resumed(given: Mapping[str, Any]) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint that is named, and the arguments of its run."""
-    log_dir = str(given.get("log_dir", "logs"))
-    if given.get("ckpt_path") == "auto":
+def _resumed(given: Mapping[str, Any], command: str) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint that is named, and the arguments of its run that count here."""
+    log_dir, wanted = str(given.get("log_dir", "logs")), given.get("ckpt_path")
+    if wanted == "auto":
         # A run that is named goes on with the arguments that it has; others are found by theirs.
         folder = Path(log_dir, str(given.get("experiment") or _names(given)[0]))
         named = folder / str(given.get("run_name", "")) / CONFIG
-        return None, _read(named) if os.path.isfile(named) else {}
-    if "ckpt_path" not in given:
+        return None, fitting_here(_read(named), command) if os.path.isfile(named) else {}
+    if wanted is None:
         return None, {}
+    if command == "fit" and wanted in ("best", "last"):
+        # A run that is started again goes on from what it began with, whatever is the newest meanwhile.
+        wanted = begun_before(log_dir).get("ckpt_path", wanted)
     where = {name: given.get(name) for name in ("experiment", "run_name")}
-    checkpoint = find_checkpoint(str(given["ckpt_path"]), log_dir, **where)
-    return checkpoint, _read(config) if (config := saved_config(checkpoint)) is not None else {}
+    checkpoint = find_checkpoint(str(wanted), log_dir, **where)
+    config = saved_config(checkpoint)
+    return checkpoint, {} if config is None else fitting_here(_read(config), command)
 
 
 def _check_resumed(arguments: Namespace, saved: Mapping[str, Any]) -> None:
@@ -253,7 +255,7 @@ def _without_foreign(saved: dict[str, Any], net: str, datasets: list[str], known
         return {}
     # Lightning's Trainer and the bundled one have not quite the same.
     gone = [name for name in saved if name not in known and name not in SECTIONS]
-    if gone and os.environ.get("RANK", "0") == "0":
+    if gone and is_first():
         print(f"warning: there is no {', '.join(gone)} any more, which the run has had; left out", file=sys.stderr)
     kept, (old_net, old_datasets) = {name: saved[name] for name in saved if name not in gone}, _names(saved)
     if old_net != net:
@@ -312,14 +314,6 @@ def constructor_arguments(cls: type[Any], arguments: Namespace) -> dict[str, Any
     }
 
 
-def resume_from(arguments: Namespace) -> str | None:
-    """What `Trainer.fit` is to go on from."""
-    if arguments.ckpt_path == "auto" and not hasattr(engine, "trainer"):
-        # Lightning goes by the name of engine. It has no auto; its last starts afresh, too, if there is no file yet.
-        return "last"
-    return arguments.ckpt_path
-
-
 def _first_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py", add_help=False, allow_abbrev=False)
     parser.error = lambda message: exit_with(message)  # type: ignore[method-assign]
@@ -361,6 +355,8 @@ def _full_parser(model_name: str, datasets: list[str], interfaces: Interfaces) -
     run.add_argument(
         "--run_name", type=str | None, metavar="TEXT", help="folder of the run; default: version_0, version_1, ..."
     )
+    again = "start again so often after a process has died, from the last checkpoint [0]"
+    run.add_argument("--max_restarts", type=int, default=0, metavar="N", help=again)
     run.add_argument("--patience", type=int | None, metavar="N", help="stop after so many epochs without improvement")
     run.add_argument("--save_every_n_steps", type=int | None, metavar="N", help="save also within epochs, as last.ckpt")
     run.add_argument("--ema_decay", type=float | None, metavar="X", help="judge averages of the weights, such as 0.999")

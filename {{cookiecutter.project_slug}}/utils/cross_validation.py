@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gc
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import engine
+from utils.processes import ask_first, is_first
 from utils.run_folder import logger_arguments
 from utils.run_state import write_whole
 
@@ -36,27 +36,23 @@ def fit_folds(arguments: Any, fit: Callable[[Any], dict[str, float]]) -> dict[st
         raise engine.MisconfigurationException(f"--fold all with num_folds={arguments.num_folds}; give 2 or more")
     if arguments.ckpt_path is not None:
         raise engine.MisconfigurationException("--fold all starts anew; go on with one fold by its own checkpoint")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and arguments.run_name is None:
-        raise engine.MisconfigurationException("--fold all in several processes needs --run_name, to agree on a folder")
     # The folder of all folds is numbered like that of any other run.
     where = logger_arguments(arguments)
     if arguments.fast_dev_run:
         name = "fast_dev_run"  # leaves no folder
     else:
-        name = where["version"] or f"version_{engine.loggers.TensorBoardLogger(**where).version}"
+        # Several processes agree on it.
+        new = ask_first("folds", lambda: {"name": f"version_{engine.loggers.TensorBoardLogger(**where).version}"})
+        name = where["version"] or new["name"]
     results = []
     for fold in range(arguments.num_folds):
-        if _is_first_process():
+        if is_first():
             print(f"\nfold {fold}: {fold + 1} of {arguments.num_folds}")
         results.append(fit(_with(arguments, fold=fold, run_name=f"{name}/fold_{fold}")))
         # Trainer and module hold each other: without this the weights of a fold would stay for the next.
         gc.collect()
     folder = Path(where["save_dir"], where["name"], name)
     return _summarize(results, None if arguments.fast_dev_run else folder)
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _with(arguments: Any, **changes: Any) -> Any:
@@ -73,7 +69,7 @@ def _summarize(results: list[dict[str, float]], folder: Path | None) -> dict[str
     values = {name: [result[name] for result in results] for name in names}
     mean = {name: float(np.mean(column)) for name, column in values.items()}
     spread = {name: float(np.std(column, ddof=1)) for name, column in values.items()}
-    if _is_first_process():
+    if is_first():
         table = Table(f"{len(results)} folds", box=None, header_style="bold", pad_edge=False)
         table.add_column("mean ± std", justify="right", style="bold green")
         for name in names:

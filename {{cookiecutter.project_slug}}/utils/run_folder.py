@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,20 @@ from typing import Any
 import torch
 
 import engine
-from utils.run_state import CONFIG, ENVIRONMENT, LOCK, hold, job_id, mark_finished, release, write_whole
+from utils.processes import is_first
+from utils.run_state import (
+    CONFIG,
+    ENVIRONMENT,
+    LAUNCH,
+    LOCK,
+    begun_before,
+    hold,
+    job_id,
+    mark_finished,
+    note_launch,
+    release,
+    write_whole,
+)
 from utils.samples import fingerprint, per_sample
 
 PROJECT = Path(__file__).parents[1]
@@ -183,7 +197,7 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
         return {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
     experiment = arguments.experiment or arguments.model_name
     taken = arguments.run_name and Path(arguments.log_dir, experiment, arguments.run_name, CONFIG).is_file()
-    if taken and arguments.ckpt_path != "auto":
+    if taken and arguments.ckpt_path != "auto" and not begun_before(arguments.log_dir):
         raise engine.MisconfigurationException(
             f"--run_name {arguments.run_name}: {Path(arguments.log_dir, experiment)} has a run of that name; choose "
             "another, or go on with it: --ckpt_path last"
@@ -200,14 +214,19 @@ def _check_names(names: dict[str, str | None]) -> None:
             )
 
 
-def begin_run(log_dir: str, config: str) -> None:
+def begin_run(log_dir: str, config: str, arguments: Any) -> None:
     """Take the folder of a run for this process, and write a new run's arguments into it, by which others find it.
+
+    Args:
+        log_dir: The folder.
+        config: The arguments as YAML.
+        arguments: The same as they are.
 
     Raises:
         MisconfigurationException: The folder cannot be made, or another process holds the run.
     """
     folder = Path(log_dir)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,20 +239,25 @@ def begin_run(log_dir: str, config: str) -> None:
         raise engine.MisconfigurationException(f"another process, which is alive, holds the run {folder}; wait for it")
     if not (folder / CONFIG).exists():
         write_whole(folder / CONFIG, config)
+    note_launch(folder, arguments.log_dir, arguments.ckpt_path)
 
 
-def remove_unless_begun(folders: list[Path]) -> None:
-    """Remove the folder of a run that was refused before it began, if nothing is in it but this process's own logs."""
-    if not folders:
-        return
-    folder = folders[0]
-    if (folder / ENVIRONMENT).is_file() or (folder / "checkpoints").is_dir() or os.environ.get("RANK", "0") != "0":
-        return
-    if not hold(folder):
-        return
+@contextmanager
+def remove_if_refused(*folders: Path) -> Iterator[None]:
+    """Around a run: where it is refused before it begins, its folder goes, if nothing is in it but its own logs."""
+    try:
+        yield
+    except engine.MisconfigurationException:
+        begun = [f for f in folders if (f / ENVIRONMENT).is_file() or (f / "checkpoints").is_dir()]
+        if folders and not begun and is_first() and hold(folders[0]):
+            _remove(folders[0])
+        raise
+
+
+def _remove(folder: Path) -> None:
     for events in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
         events.unlink()
-    for name in (CONFIG, LOCK, "hparams.yaml"):
+    for name in (CONFIG, LOCK, LAUNCH, "hparams.yaml"):
         (folder / name).unlink(missing_ok=True)
     release(folder)
     # The folder of a fold lies within one for all.

@@ -7,18 +7,18 @@ ends, however it ends, so that nothing has to be tidied up after a kill.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from torch.distributed.rendezvous import rendezvous
 
 import engine
+from utils.processes import ask_first, is_first, is_restart, launch_id
 
 try:
     import fcntl
@@ -26,9 +26,9 @@ except ImportError:
     # Windows: runs are not locked there.
     fcntl = None  # type: ignore[assignment]
 
-CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
+CONFIG, ENVIRONMENT, LOCK, LAUNCH = "config.yaml", "environment.json", ".lock", ".launch"
 # Arguments that may change from one start of a run to the next.
-FREE = {"accelerator", "devices", "num_workers", "max_time", "async_save", "log_dir"}
+FREE = {"accelerator", "devices", "num_nodes", "strategy", "num_workers", "max_time", "async_save", "log_dir"}
 FREE |= {"enable_progress_bar", "enable_model_summary"}
 _held: dict[Path, TextIO] = {}
 
@@ -36,7 +36,7 @@ _held: dict[Path, TextIO] = {}
 def hold(folder: Path) -> bool:
     """Take a run for this process; whether no other live process has it. Only the first of several processes asks."""
     key = folder.resolve()
-    if key in _held or fcntl is None or os.environ.get("RANK", "0") != "0":
+    if key in _held or fcntl is None or not is_first():
         return True
     file = open(folder / LOCK, "w")  # noqa: SIM115  # closing it would let go of the run
     try:
@@ -68,6 +68,36 @@ def mark_finished(folder: Path) -> None:
     write_whole(folder / ENVIRONMENT, json.dumps({**_environment(folder), "finished": True}, indent=2) + "\n")
 
 
+def choose_folder(arguments: Any, config: str) -> None:
+    """Decide which run this start goes on with, if with any: `--ckpt_path auto`, and what a launcher starts again.
+
+    Args:
+        arguments: Those of the command line; changed in place.
+        config: The same as YAML.
+
+    Raises:
+        MisconfigurationException: A live process holds the run.
+        SystemExit: With code 0: the run is finished.
+    """
+    experiment = arguments.experiment or arguments.model_name
+    begun, runs = begun_before(arguments.log_dir), Path(arguments.log_dir, experiment)
+    if begun and Path(begun["folder"]).is_relative_to(runs):
+        arguments.run_name = Path(begun["folder"]).relative_to(runs).as_posix()
+        # What it began from counts until it has saved something itself.
+        if begun["saved"] or begun["ckpt_path"] is None:
+            arguments.ckpt_path = "auto"
+    if arguments.ckpt_path == "auto":
+        arguments.run_name = choose_run(config, arguments.log_dir, experiment, arguments.run_name)
+
+
+def resume_from(arguments: Any) -> str | None:
+    """What `Trainer.fit` is to go on from."""
+    if arguments.ckpt_path == "auto" and not hasattr(engine, "trainer"):
+        # Lightning goes by the name of engine. It has no auto; its last starts afresh, too, if there is no file yet.
+        return "last"
+    return arguments.ckpt_path
+
+
 def choose_run(config: str, log_dir: str, experiment: str, run_name: str | None) -> str | None:
     """The run to go on with, taken for this process.
 
@@ -86,7 +116,7 @@ def choose_run(config: str, log_dir: str, experiment: str, run_name: str | None)
         SystemExit: With code 0: the run is finished.
     """
     try:
-        chosen = _ask_first_process(lambda: _choose(config, Path(log_dir, experiment), run_name))
+        chosen = ask_first("auto", lambda: _choose(config, Path(log_dir, experiment), run_name))
     except OSError as error:
         raise engine.MisconfigurationException(f"--ckpt_path auto: {error.filename}: {error.strerror}") from error
     if chosen["held"]:
@@ -94,11 +124,46 @@ def choose_run(config: str, log_dir: str, experiment: str, run_name: str | None)
             f"--run_name {run_name}: another process, which is alive, holds that run; wait for it, or choose another"
         )
     where = Path(log_dir, experiment, chosen["name"] or "")
-    if os.environ.get("RANK", "0") == "0" and chosen["name"] is not None and where.is_dir():
+    if is_first() and chosen["name"] is not None and where.is_dir():
         print(f"{where} is finished; nothing to do" if chosen["finished"] else f"going on with {where}", flush=True)
     if chosen["finished"]:
         raise SystemExit(0)
     return None if chosen["name"] is None else str(chosen["name"])
+
+
+def note_launch(folder: Path, log_dir: str, ckpt_path: str | None) -> None:
+    """Note in a run's folder which launcher has begun it, and from what, in case that it starts the run again."""
+    if launch_id() is not None and not begun_before(log_dir):
+        write_whole(folder / LAUNCH, json.dumps({"launch": launch_id(), "ckpt_path": ckpt_path}) + "\n")
+
+
+def begun_before(log_dir: str) -> dict[str, Any]:
+    """What the launcher of this process has begun, if it now starts it again; empty otherwise.
+
+    Args:
+        log_dir: Folder of all runs.
+
+    Returns:
+        `folder` of the run, the `ckpt_path` that it began from, and whether it has `saved` anything since.
+    """
+    return _begun_before(log_dir) if is_restart() else {}
+
+
+@functools.cache
+def _begun_before(log_dir: str) -> dict[str, Any]:
+    return ask_first("begun", lambda: _begun(Path(log_dir)))
+
+
+def _begun(log_dir: Path) -> dict[str, Any]:
+    notes = {note: _read_yaml(note) for glob in (f"*/*/{LAUNCH}", f"*/*/*/{LAUNCH}") for note in log_dir.glob(glob)}
+    own = [
+        note for note, content in notes.items() if isinstance(content, dict) and content.get("launch") == launch_id()
+    ]
+    if not own:
+        return {}
+    newest = max(own, key=lambda note: note.stat().st_mtime_ns)
+    saved = any(newest.parent.glob("checkpoints/*.ckpt"))
+    return {"folder": str(newest.parent), "ckpt_path": notes[newest].get("ckpt_path"), "saved": saved}
 
 
 def job_id() -> str | None:
@@ -162,22 +227,6 @@ def _try_to_hold(folder: Path) -> bool:
         return hold(folder)
     except PermissionError:
         return False
-
-
-def _ask_first_process(ask: Any) -> dict[str, Any]:
-    """The answer of the process of rank 0, by the store through which torch's processes find each other."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return dict(ask())
-    store, rank, world = next(rendezvous("env://"))
-    key = f"auto-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    if rank == 0:
-        store.set(key, json.dumps(ask()))
-    answer = dict(json.loads(store.get(key)))
-    store.add(f"{key}-read", 1)
-    # The store may end with the first process: it waits until all have read.
-    while rank == 0 and store.add(f"{key}-read", 0) < world:
-        time.sleep(0.01)
-    return answer
 
 
 def _comparable(config: Any) -> dict[str, Any]:
