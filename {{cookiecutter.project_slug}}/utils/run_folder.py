@@ -196,7 +196,9 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     if folder is not None and same and arguments.run_name in (None, folder.name):
         return {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
     experiment = arguments.experiment or arguments.model_name
-    taken = arguments.run_name and Path(arguments.log_dir, experiment, arguments.run_name, CONFIG).is_file()
+    # The first process may have written there by the time that the others ask.
+    named = Path(arguments.log_dir, experiment, arguments.run_name or "")
+    taken = arguments.run_name and is_first() and (named / CONFIG).is_file()
     if taken and arguments.ckpt_path != "auto" and not begun_before(arguments.log_dir):
         raise engine.MisconfigurationException(
             f"--run_name {arguments.run_name}: {Path(arguments.log_dir, experiment)} has a run of that name; choose "
