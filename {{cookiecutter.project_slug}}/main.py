@@ -10,8 +10,9 @@ from typing import Any
 import engine
 from data import DInterface
 from model import MInterface
-from utils.arguments import constructor_arguments, exit_after, parse, to_yaml
+from utils.arguments import constructor_arguments, parse, to_yaml
 from utils.cross_validation import fit_folds
+from utils.exits import exit_after
 from utils.metrics import as_numbers, usual_mode
 from utils.processes import launch, processes_to_start
 from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_if_refused, run_folder, write_predictions

@@ -14,7 +14,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -23,6 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import engine
+from utils.exits import exit_with
 from utils.flags import NO_FLAGS, add_constructor, is_list, spell
 from utils.processes import fitting_here, is_first, number_of
 from utils.registry import OFFERED, load_class
@@ -37,8 +37,6 @@ OF_THE_OPTIMIZER = ("seed", "optimizer", "optimizer_args", "lr", "lr_scales", "w
 ALIASES = {"eval_datasets": "val_datasets"}
 # Arguments of one run only: a config that repeats it leaves them out.
 OF_ONE_RUN = ("config", "ckpt_path", "run_name", "max_restarts")
-# Characters of a line of error; the longest lists all nets of torchvision.
-LONGEST = 3000
 # Bounds of a config: one of a few lines can be endless by its aliases.
 LARGEST, DEEPEST = 100_000, 20
 
@@ -83,35 +81,6 @@ class Parser(ArgumentParser):
             fault = f" {given[1].strip() or repr('')}: " if given else f": {message.partition(':')[2].strip()}; "
             return f"--{flag}{fault}{wanted}"
         return message
-
-
-def exit_with(message: str, code: int = 2) -> NoReturn:
-    """Print one line of error, not too long and without control characters, and exit."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    _say(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}")
-    raise SystemExit(code)
-
-
-def _say(text: str) -> None:
-    """Print the last words of a run, once for all of its processes."""
-    # Lightning, too, goes by the name of engine.
-    (engine.last_words.say_once if hasattr(engine, "last_words") else partial(print, file=sys.stderr))(text)
-
-
-def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
-    """Exit with one line: code 2 for wrong input, 130 after Ctrl-C, 1 for a fault that the engine explains.
-
-    A bug keeps its traceback.
-    """
-    if isinstance(error, engine.MisconfigurationException):
-        exit_with(str(error))
-    if isinstance(error, KeyboardInterrupt):
-        _say("\ninterrupted; where a checkpoint was saved, --ckpt_path last goes on from there")
-        raise SystemExit(130)
-    if not getattr(error, "explained", False):
-        raise error
-    notes = getattr(error, "__notes__", [])
-    exit_with("; ".join([(str(error).splitlines() or [type(error).__name__])[0], *notes]), code=1)
 
 
 def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:

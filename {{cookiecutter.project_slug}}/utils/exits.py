@@ -1,0 +1,41 @@
+"""How main.py ends: one line for what is wrong, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import NoReturn
+
+import engine
+
+# Characters of a line of error; the longest lists all nets of torchvision.
+LONGEST = 3000
+
+
+def exit_with(message: str, code: int = 2) -> NoReturn:
+    """Print one line of error, not too long and without control characters, and exit."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    _say(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}")
+    raise SystemExit(code)
+
+
+def _say(text: str) -> None:
+    """Print the last words of a run, once for all of its processes."""
+    # Lightning, too, goes by the name of engine.
+    (engine.last_words.say_once if hasattr(engine, "last_words") else partial(print, file=sys.stderr))(text)
+
+
+def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
+    """Exit with one line: code 2 for wrong input, 130 after Ctrl-C, 1 for a fault that the engine explains.
+
+    A bug keeps its traceback.
+    """
+    if isinstance(error, engine.MisconfigurationException):
+        exit_with(str(error))
+    if isinstance(error, KeyboardInterrupt):
+        _say("\ninterrupted; where a checkpoint was saved, --ckpt_path last goes on from there")
+        raise SystemExit(130)
+    if not getattr(error, "explained", False):
+        raise error
+    notes = getattr(error, "__notes__", [])
+    exit_with("; ".join([(str(error).splitlines() or [type(error).__name__])[0], *notes]), code=1)
