@@ -12,20 +12,21 @@ from typing import Any
 import engine
 import pytest
 import torch
-from torch.nn.functional import mse_loss
-from toy import dataset
 
 HERE = Path(__file__).parent
-STRATEGY = "ddp"
 SAME = ["float32", "float64", "accumulated", "clipped", "weighted", "own_sampler", "unused", "false"]
+# Those that name no strategy of their own.
+SHARDED = SAME[:6]
 SEVERAL = ["sent", "normed"]
 Results = dict[str, list[dict[str, Any]]]
 
 
-def results(folder: Path, processes: int, scenarios: list[str]) -> Results:
+def results(folder: Path, processes: int, scenarios: list[str], strategy: str = "ddp") -> Results:
     """By scenario what each process has computed; one start of Python for all of them."""
+    folder = folder / strategy
+    folder.mkdir(exist_ok=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(HERE / "equality.py"), STRATEGY]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(HERE / "equality.py"), strategy]
     command += [str(Path(engine.__file__).parents[1]), str(HERE), ",".join(scenarios)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=580)
@@ -51,32 +52,51 @@ def several(request: pytest.FixtureRequest, folder: Path) -> Results:
     return results(folder, request.param, SAME + SEVERAL)
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_losses_and_weights_are_those_of_one_process(name: str, one: Results, several: Results) -> None:
+@pytest.fixture(scope="module", params=[2, 4])
+def sharded(request: pytest.FixtureRequest, folder: Path) -> Results:
+    return results(folder, request.param, SHARDED, "fsdp")
+
+
+def as_in_one_process(name: str, one: Results, processes: list[dict[str, Any]]) -> None:
+    """Check losses and weights."""
     [single] = one[name]
     tolerance = 1e-12 if name == "float64" else 1e-6
     assert len(single["losses"]) >= 4
     assert len(set(single["losses"])) == len(single["losses"])
-    for process in several[name]:
+    for process in processes:
         assert process["losses"] == pytest.approx(single["losses"], rel=0, abs=tolerance)
         assert [*process["weights"]] == [*single["weights"]]
         for parameter, values in single["weights"].items():
-            difference = torch.tensor(process["weights"][parameter], dtype=torch.float64) - torch.tensor(
-                values, dtype=torch.float64
-            )
-            assert difference.abs().max() <= tolerance, parameter
+            found, expected = (torch.tensor(v, dtype=torch.float64) for v in (process["weights"][parameter], values))
+            assert (found - expected).abs().max() <= tolerance, parameter
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_sets_that_do_not_divide_evenly_are_counted_exactly(name: str, one: Results, several: Results) -> None:
+def counted_exactly(name: str, one: Results, processes: list[dict[str, Any]]) -> None:
+    """Check metrics of 7 samples in validation, and of 13 in a test."""
     [single] = one[name]
-    for process in several[name]:
+    for process in processes:
         for stage, size in (("validation", 7), ("test", 13)):
             assert process[stage] == single[stage]
             assert sum(process[stage]["counts"][:4]) == size == sum(map(sum, process[stage]["confusion"]))
         assert process["values"]["samples"] == 7 and process["tested"]["samples"] == 13
         assert process["values"] == pytest.approx(single["values"], rel=0, abs=1e-6)
         assert process["tested"] == pytest.approx(single["tested"], rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_losses_and_weights_are_those_of_one_process(name: str, one: Results, several: Results) -> None:
+    as_in_one_process(name, one, several[name])
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_sets_that_do_not_divide_evenly_are_counted_exactly(name: str, one: Results, several: Results) -> None:
+    counted_exactly(name, one, several[name])
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_processes_with_parts_of_the_weights_compute_the_same(name: str, one: Results, sharded: Results) -> None:
+    as_in_one_process(name, one, sharded[name])
+    counted_exactly(name, one, sharded[name])
 
 
 def test_gradients_are_sent_after_the_last_batch_of_a_window_only(several: Results) -> None:
@@ -87,7 +107,7 @@ def test_running_statistics_are_those_of_the_first_process(several: Results, fol
     first, *others = several["normed"]
     assert first["validation"][-1] == pytest.approx(first["expected"], abs=1e-6)
     assert all(process["expected"] != first["expected"] for process in others)
-    saved = torch.load(folder / f"normed-{len(others) + 1}.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(folder / "ddp" / f"normed-{len(others) + 1}.ckpt", weights_only=True)["state_dict"]
     values = [*saved["net.1.running_mean"].tolist(), *saved["net.1.running_var"].tolist()]
     assert values == first["validation"][-1][:-1]
 
@@ -105,4 +125,3 @@ def test_clipping_and_weights_of_samples_matter(one: Results) -> None:
     losses = {name: one[name][0]["losses"] for name in SAME}
     assert losses["clipped"][2:] != pytest.approx(losses["float32"][2:], abs=1e-3)
     assert losses["weighted"] != pytest.approx(losses["float32"][: len(losses["weighted"])], abs=1e-3)
-    assert mse_loss(torch.zeros(20, 1), dataset(20)[:][1]) > 0.1
