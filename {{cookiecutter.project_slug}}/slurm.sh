@@ -16,7 +16,7 @@ set -eu
 # The environment that `make train` has set up, if there is one; otherwise that of the shell that ran sbatch.
 export PATH="$PWD/.venv/bin:$PATH"
 
-# How processes find each other: at the first machine, by a port that no other job on it has.
+# How processes find each other: at the first machine, by a port that hardly any other job has.
 hosts=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 export MASTER_ADDR=${hosts[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE

@@ -14,13 +14,14 @@ if __name__ == "__main__":
 
 import engine
 import torch
+from engine import checkpoint
 from engine.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryStatScores
-from toy import dataset, trainer
+from toy import dataset, same_bits, trainer
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -152,17 +153,51 @@ def scenario_layout() -> None:
     )
 
 
+def everything(file: Path) -> dict[str, Any]:
+    """What a checkpoint holds of weights, averages, optimizer, schedulers and running values."""
+    loaded = checkpoint.load(file)
+    names = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "meters", "state", "metrics")
+    return {name: loaded[name] for name in names}
+
+
 def scenario_resume() -> None:
     """From a checkpoint in parts: to the same bits with as many processes."""
     engine.seed_everything(3)
-    straight, _ = train(f"resume{WORLD}", callbacks=[EMAWeightAveraging(decay=0.9)])
+    name, average = f"resume{WORLD}", EMAWeightAveraging
+    straight, _ = train(name, callbacks=[average(decay=0.9)])
     engine.seed_everything(77)
-    again, _ = train(
-        f"resume{WORLD}/again",
-        f"resume{WORLD}/c/epoch=1.ckpt",
-        callbacks=[EMAWeightAveraging(decay=0.9)],
-    )
-    write("resume", same=whole(straight) == whole(again), moved=whole(straight) != whole(Stack().double()))
+    again, _ = train(f"{name}/again", f"{name}/c/epoch=1.ckpt", callbacks=[average(decay=0.9)])
+    ends = [everything(Path(folder, "c", "last.ckpt")) for folder in (name, f"{name}/again")]
+    same = same_bits(*ends) and whole(straight) == whole(again)
+    write("resume", same=same, moved=whole(straight) != whole(Stack().double()))
+
+
+def scenario_within() -> None:
+    """Saved within an epoch, and within a window of accumulated gradients."""
+
+    class Save(engine.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.state.total_batches in (8, 9):
+                trainer.save_checkpoint(f"within{WORLD}/{trainer.state.total_batches}.pt")
+
+    engine.seed_everything(3)
+    straight, run = train(f"within{WORLD}", callbacks=[Save()])
+    far = []
+    for batch in (8, 9):
+        engine.seed_everything(77)
+        again, other = train(f"within{WORLD}/{batch}", f"within{WORLD}/{batch}.pt", callbacks=[Save()])
+        values = [float(r.callback_metrics["loss_epoch"]) for r in (run, other)]
+        far.append([values[0] - values[1], whole(straight) != whole(again), again.losses == straight.losses[batch:]])
+    write("within", far=far, losses=straight.losses, weights=whole(straight), loss=values[0])
+
+
+def scenario_within_elsewhere() -> None:
+    """The same on another number of processes."""
+    engine.seed_everything(55)
+    strategy = "auto" if WORLD == 1 else "fsdp"
+    module, run = train(f"within_elsewhere{WORLD}", "within2/8.pt", strategy=strategy)
+    values = {name: float(value) for name, value in run.callback_metrics.items()}
+    write("within_elsewhere", losses=module.losses, weights=whole(module), loss=values["loss_epoch"])
 
 
 def scenario_elsewhere() -> None:

@@ -11,8 +11,8 @@ import engine
 import pytest
 import torch
 from engine import checkpoint
-from engine.checkpoint_writer import CheckpointWriter
 from engine.callbacks import EMAWeightAveraging, ModelCheckpoint
+from engine.checkpoint_writer import CheckpointWriter
 from engine.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from toy import Net, loader, same_bits, trainer

@@ -45,17 +45,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Results:
-    return results(folder, ["train", "layout", "resume", "narrow", "own", "manual"], 2)
+    return results(folder, ["train", "layout", "resume", "within", "narrow", "own", "manual"], 2)
 
 
 @pytest.fixture(scope="module")
 def one(folder: Path, two: Results) -> Results:
-    return results(folder, ["train", "own", "manual", "elsewhere"], 1)
+    return results(folder, ["train", "own", "manual", "elsewhere", "within_elsewhere"], 1)
 
 
 @pytest.fixture(scope="module")
 def four(folder: Path, two: Results) -> Results:
-    return results(folder, ["train", "elsewhere", "tensor"], 4)
+    return results(folder, ["train", "elsewhere", "within_elsewhere", "tensor"], 4)
 
 
 def far(one: dict[str, list[float]], other: dict[str, list[float]]) -> float:
@@ -107,6 +107,26 @@ def test_blocks_are_gathered_one_by_one_and_each_process_keeps_its_share(two: Re
 
 def test_a_resumed_run_has_the_same_bits_averages_too(two: Results) -> None:
     assert two["resume"] == [{"same": True, "moved": True}] * 2
+
+
+def test_a_run_goes_on_within_an_epoch_and_a_window_with_the_same_bits(two: Results) -> None:
+    for process in two["within"]:
+        assert process["far"] == [[0.0, False, True]] * 2
+
+
+def test_a_run_goes_on_within_an_epoch_on_another_number_of_processes(
+    one: Results, two: Results, four: Results
+) -> None:
+    straight = two["within"][0]
+    for process in (*one["within_elsewhere"], *four["within_elsewhere"]):
+        assert process["losses"] == pytest.approx(straight["losses"][8:], rel=0, abs=1e-12)
+        assert far(straight["weights"], process["weights"]) < 1e-12
+        assert process["loss"] == pytest.approx(straight["loss"], rel=0, abs=1e-6)
+
+
+def test_files_of_any_name_keep_their_parts(folder: Path, two: Results) -> None:
+    assert checkpoint.load(folder / "within2" / "8.pt")["state"]["total_batches"] == 8
+    assert checkpoint.load(folder / "within2" / "9.pt")["state"]["total_batches"] == 9
 
 
 def test_a_checkpoint_goes_on_on_another_number_of_processes(one: Results, two: Results, four: Results) -> None:
@@ -164,7 +184,7 @@ def test_parts_go_with_the_checkpoints_that_name_them(saved: Path, folder: Path)
     assert {f"shards/{part.name}" for part in (saved / "shards").iterdir()} == named
     # last.ckpt is one of the others or has a folder of its own.
     assert len(named) == 2 and "last.ckpt" in files
-    (saved / "shards" / "step=0-orphan").mkdir()
+    (saved / "shards" / "step=0-0rphan00").mkdir()
     (saved / files[0]).unlink()
     kept = {torch.load(file, weights_only=True)["shards"]["folder"] for file in saved.glob("*.ckpt")}
     shards.tidy(saved)
@@ -179,13 +199,13 @@ def test_nothing_is_tidied_while_a_file_cannot_be_read(saved: Path) -> None:
 
 
 def test_a_single_process_evaluates_a_checkpoint_in_parts(saved: Path, two: Results) -> None:
-    file = Path(torch_path(saved))
+    file = Path(best_of(saved))
     model = Stack().double()
     [values] = trainer(precision="64-true").test(model, batches(5, 1, world=1), ckpt_path=file, verbose=False)
     assert values == pytest.approx(two["train"][0]["test"], rel=0, abs=1e-6)
 
 
-def torch_path(saved: Path) -> str:
+def best_of(saved: Path) -> str:
     """The best checkpoint of the run, which its test has used."""
     newest = checkpoint.load(saved / "last.ckpt")
     [state] = [state for name, state in newest["callbacks"].items() if "ModelCheckpoint" in name]

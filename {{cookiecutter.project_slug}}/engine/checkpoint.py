@@ -36,7 +36,6 @@ Hooks may add keys of their own. Since there is nothing but plain data inside, r
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pickle
 import shutil
@@ -170,16 +169,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _commit(temporary: Path, path: Path) -> None:
     """Rename a complete file, and flush the folder so that the rename survives a power cut."""
     os.replace(temporary, path)
-    if os.name != "nt":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            # Some file systems do not flush folders.
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(folder)
+    shards.flush_folder(path.parent)
 
 
 def load(

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -30,6 +31,8 @@ T = TypeVar("T")
 # How many groups this process has joined.
 _groups = 0
 _tensor_parallel_size = 1
+# Numbers that a collective carries at once.
+AT_ONCE = 2**24
 
 
 def rank() -> int:
@@ -130,6 +133,11 @@ def destroy(failed: bool = False) -> None:
         gc.collect()
 
 
+def groups_joined() -> int:
+    """How many process groups this process has been in."""
+    return _groups
+
+
 def joined() -> bool:
     """Whether there is a process group, perhaps of this process alone."""
     return dist.is_available() and dist.is_initialized()
@@ -182,7 +190,7 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def of_samples(values: list[T]) -> list[T]:
+def one_of_each_group(values: list[T]) -> list[T]:
     """Of what `all_gather` gave, one for each process with samples of its own: others in its group have the same."""
     return values[::_tensor_parallel_size]
 
@@ -222,8 +230,14 @@ def broadcast_tensors(tensors: list[Tensor]) -> None:
 
 def _at_once(tensors: list[Tensor], collective: Callable[[Tensor], Any]) -> None:
     """Run a collective on all tensors of each type and device together."""
-    for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors):
-        alike = [tensor.detach() for tensor in tensors if (tensor.dtype, tensor.device) == kind]
+    batches: dict[tuple[Any, ...], list[Tensor]] = {}
+    taken: Counter[tuple[Any, ...]] = Counter()
+    for tensor in tensors:
+        kind = (tensor.dtype, tensor.device)
+        # In batches, since each is copied.
+        batches.setdefault((*kind, taken[kind] // AT_ONCE), []).append(tensor.detach())
+        taken[kind] += tensor.numel()
+    for alike in batches.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
         collective(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in alike])

@@ -70,7 +70,7 @@ def taken_over(of_each: list[Any]) -> list[Any]:
     It is its own part; of more processes than there are now, the parts of ranks r, r + w, r + 2w, ...; none, where
     there were fewer.
     """
-    return of_each[distributed.rank() :: distributed.world_size()]
+    return of_each[distributed.data_rank() :: distributed.data_world_size()]
 
 
 def meters(of_each: list[dict[str, Any]]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def metrics(of_each: list[dict[str, Any]], parts: dict[str, Any], path: Path) ->
     Raises:
         MisconfigurationException: A metric has no rule; in every process.
     """
-    if len(of_each) > distributed.world_size():
+    if len(of_each) > distributed.data_world_size():
         names = dict.fromkeys(name for states in of_each for name in states)
         fixed = [name for name in names if isinstance(parts.get(name), Metric) and not _has_rules(parts[name])]
         if fixed:
@@ -147,27 +147,24 @@ def _merged(metric: Metric, one: dict[str, Any], other: dict[str, Any]) -> dict[
     return {"values": values, "updates": one["updates"] + other["updates"]}
 
 
-def gradients(of_each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The gradients that this process goes on with: of other processes than before all have the mean."""
-    if len(of_each) in (1, distributed.world_size()):
-        # One stands for all: of a single process, or of parameters that are spread over them.
-        return of_each[distributed.rank() % len(of_each)]
+def gradients(t: Trainer, of_each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The gradients that this process goes on with: of other processes than before, or in parts, all have the mean."""
+    if len(of_each) == distributed.data_world_size() and t.device_mesh is None:
+        return of_each[distributed.data_rank()]
     names = dict.fromkeys(name for own in of_each for name in own)
-    return {
-        name: torch.stack([own[name] for own in of_each if name in own]).sum(dim=0) / len(of_each) for name in names
-    }
+    return {name: sum(own[name] for own in of_each if name in own) / len(of_each) for name in names}  # type: ignore[misc]
 
 
 def restore_random(t: Trainer, of_each: list[dict[str, Any]]) -> None:
     """Put back the random numbers of this process; those of other processes than before are drawn anew."""
-    if len(of_each) == distributed.world_size():
-        restore_rng(of_each[distributed.rank()])
+    if len(of_each) == distributed.data_world_size():
+        restore_rng(of_each[distributed.data_rank()])
         return
     distributed.rank_zero_warn(
-        f"saved by {len(of_each)} processes, going on with {distributed.world_size()}: samples go on where they were, "
-        "but what the model draws at random is drawn anew, from (seed, global_step, rank)"
+        f"saved by {len(of_each)} processes, going on with {distributed.data_world_size()}: samples go on where they "
+        "were, but what the model draws at random is drawn anew, from (seed, global_step, rank)"
     )
-    number = mix(t.state.seed, t.state.global_step, distributed.rank())
+    number = mix(t.state.seed, t.state.global_step, distributed.data_rank())
     seed_cpu(number)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(number)

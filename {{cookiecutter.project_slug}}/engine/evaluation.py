@@ -12,7 +12,7 @@ import torch
 from engine import distributed
 from engine.callback import Callback, Hook, P
 from engine.exceptions import MisconfigurationException
-from engine.fsdp import evaluated_together
+from engine.fsdp import NO_BATCH, evaluated_together
 from engine.hook_checks import check_dataloader_idx
 from engine.hooks import ModelHooks, is_overridden, move_to_device
 from engine.meters import Meter
@@ -39,8 +39,11 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
     sets = t.evaluation_loaders(stage)
     if not sets.readers and t.stage != "fit":
         raise MisconfigurationException(f"there is nothing to {t.stage} on; give dataloaders, or write their hook")
-    if not any(sets.counts):
+    some = distributed.all_gather([bool(count) for count in sets.counts])
+    if not any(map(any, some)):
         return []
+    if some.count(some[0]) < len(some):
+        raise MisconfigurationException(NO_BATCH)
     check_dataloader_idx(t, stage)
     metrics = t.metrics
     metrics.samples = dict.fromkeys(sets.names, 0)

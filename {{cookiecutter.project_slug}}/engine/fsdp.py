@@ -15,46 +15,60 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from engine import distributed
+from engine.exceptions import MisconfigurationException
 
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 END: Any = object()
+NO_BATCH = (
+    "a process has no batch to evaluate while others have; give more samples, a smaller batch_size, or a loader "
+    "without drop_last"
+)
 T = TypeVar("T")
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+def shard(module: nn.Module, mesh: DeviceMesh, precision: str, steps: Iterable[str]) -> None:
     """Spread the parameters of a module over the processes of the mesh's "data_parallel" dimension.
 
     By default each repeated block (see `repeated_blocks`) is gathered by itself, and the rest together. Where
-    `configure_model` has sharded parts already, those are left alone. All processes begin with rank 0's values.
+    `configure_model` has sharded parts already, those are left alone. What is not sharded yet begins with rank 0's
+    values.
 
     Args:
-        module: A module whose training and evaluation steps are methods.
+        module: What to shard.
         mesh: With the dimension "data_parallel".
         precision: With "bf16-mixed", parameters are gathered in bfloat16; gradients are reduced in float32.
+        steps: Methods of the module that run forward passes, beside `forward`.
+
+    Raises:
+        MisconfigurationException: A parameter has no data yet.
     """
     parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
     covered = {id(p) for part in parts for p in part.parameters()}
-    if all(id(p) in covered for p in module.parameters()):
-        return
+    empty = [name for name, p in module.named_parameters() if p.is_meta]
+    if empty:
+        raise MisconfigurationException(f"parameter {empty[0]} is on the meta device; give it data in configure_model")
     distributed.broadcast_tensors([t for t in (*module.parameters(), *module.buffers()) if not isinstance(t, DTensor)])
-    narrow = torch.bfloat16 if precision == "bf16-mixed" else None
-    wide = torch.float32 if precision.startswith("bf16") else None
-    # Inputs are left alone, since targets are among them; autocast converts what an operation needs.
-    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=wide, cast_forward_inputs=False)
-    data = mesh["data_parallel"]
-    for part in [] if narrow is None else module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and any(True for _ in part.parameters()):
-            # Its running statistics are float32, and so must be its parameters.
-            fully_shard(part, mesh=data)
-    for block in [] if parts else repeated_blocks(module):
-        fully_shard(block, mesh=data, mp_policy=policy)
-    fully_shard(module, mesh=data, mp_policy=policy)
-    for step in STEPS:
-        register_fsdp_forward_method(module, step)
+    if not all(id(p) in covered for p in module.parameters()):
+        narrow = torch.bfloat16 if precision == "bf16-mixed" else None
+        wide = torch.float32 if precision.startswith("bf16") else None
+        # Inputs are left alone, since targets are among them; autocast converts what an operation needs.
+        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=wide, cast_forward_inputs=False)
+        data = mesh["data_parallel"]
+        for part in [] if narrow is None else module.modules():
+            own = [id(p) for p in part.parameters()] if isinstance(part, nn.modules.batchnorm._BatchNorm) else []
+            if own and covered.isdisjoint(own):
+                # Its running statistics are float32, and so must be its parameters.
+                fully_shard(part, mesh=data)
+        for block in [] if parts else repeated_blocks(module):
+            fully_shard(block, mesh=data, mp_policy=policy)
+        fully_shard(module, mesh=data, mp_policy=policy)
+    for step in steps if isinstance(module, FSDPModule) else ():
+        if not hasattr(vars(module).get(step), "__wrapped__"):
+            register_fsdp_forward_method(module, step)
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
@@ -80,39 +94,49 @@ def evaluated_together(module: nn.Module, batches: Iterable[T]) -> Iterator[T]:
     """Yield a process' evaluation batches; while others have more, gather parameters for them, as they do.
 
     A forward pass of sharded modules takes all processes. Those without a batch repeat what their last pass has
-    gathered, and throw it away: no code of the module runs, so that nothing is counted twice.
+    gathered, and throw it away: no code of the module runs, so that nothing is counted twice. So all batches must
+    take the same way through the sharded parts.
+
+    Raises:
+        MisconfigurationException: This process has no batch at all, while others have.
     """
     parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
     if not parts:
         yield from batches
         return
     gathered: list[Callable[[], Any]] = []
-
-    def before(part: Any, *_: Any) -> None:
-        gathered.append(part.unshard)
-
-    def after(part: Any, *_: Any) -> None:
-        if _is_sharded(part):
-            gathered.append(part.reshard)
-
-    hooks = [part.register_forward_pre_hook(before) for part in parts]
-    hooks += [part.register_forward_hook(after) for part in parts]
+    hooks = [hook for part in parts for hook in _noting(part, gathered)]
     root = module if isinstance(module, FSDPModule) else None
-    iterator = iter(batches)
+    iterator, began = iter(batches), False
     try:
         while distributed.any_of((batch := next(iterator, END)) is not END):
+            if batch is END and not began:
+                raise MisconfigurationException(NO_BATCH)
             if batch is END:
                 for step in gathered:
                     step()
             else:
                 # A step of the module, rather than its forward, gathers what is not in a block.
-                gathered[:] = [] if root is None else [root.unshard]
+                began, gathered[:] = True, [] if root is None else [root.unshard]
                 yield batch
             for part in parts:
                 part.reshard()
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _noting(part: Any, gathered: list[Callable[[], Any]]) -> list[RemovableHandle]:
+    """Note what a forward pass of a part gathers, and lets go of again."""
+
+    def before(*_: Any) -> None:
+        gathered.append(part.unshard)
+
+    def after(*_: Any) -> None:
+        if _is_sharded(part):
+            gathered.append(part.reshard)
+
+    return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
 
 
 def _is_sharded(part: nn.Module) -> bool:
@@ -130,7 +154,7 @@ def count_samples_once(module: nn.Module) -> None:
 
 
 def _gather_of_samples(result: Tensor, group: Any = None) -> list[Tensor]:
-    return distributed.of_samples(gather_all_tensors(result, group))
+    return distributed.one_of_each_group(gather_all_tensors(result, group))
 
 
 def clip_grad_norm(parameters: list[Tensor], most: float) -> None:

@@ -30,6 +30,7 @@ from engine.strategies import Strategy, make_mesh, make_strategy
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
+STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -176,7 +177,8 @@ def _set_up(t: Trainer) -> None:
     if t.device_mesh is not None:
         # Sharding moves each part to the device by itself: the whole may be too large for one.
         t.module.to(dtype=t.precision_plugin.dtype)
-        fsdp.shard(t.module, t.device_mesh, t.precision)
+        steps = [step for step in STEPS if is_overridden(t.module, step, Module)]
+        fsdp.shard(t.module, t.device_mesh, t.precision, steps)
         fsdp.count_samples_once(t.module)
     t.module.to(t.device, t.precision_plugin.dtype)
     # Again, since hooks may be attributes that were set meanwhile.

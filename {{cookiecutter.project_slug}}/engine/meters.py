@@ -140,7 +140,7 @@ def over_processes(results: list[tuple[Meter, float]], suffix: str) -> list[tupl
     if not distributed.active() or (of_step and not wanted):
         return results
     mine = {meter.label(suffix): (number, 1.0 if of_step else meter.weight) for meter, number in wanted}
-    gathered = distributed.of_samples(distributed.all_gather(mine))
+    gathered = distributed.one_of_each_group(distributed.all_gather(mine))
     merged = []
     for meter, number in results:
         label = meter.label(suffix)

@@ -230,7 +230,7 @@ class MetricStore:
     def _over_sets(self, results: list[tuple[Meter, float]], together: bool) -> list[tuple[Meter, float]]:
         """Under the plain name of each value of named sets: their mean by samples, or their sum, minimum or maximum."""
         parts = (
-            (distributed.of_samples(distributed.all_gather(self.samples)) if together else [self.samples])
+            (distributed.one_of_each_group(distributed.all_gather(self.samples)) if together else [self.samples])
             if self.samples
             else []
         )

@@ -93,10 +93,10 @@ def capture(t: Trainer, weights_only: bool = False) -> Checkpoint:
 
 
 def _of_all(t: Trainer, name: str, own: Any) -> list[Any]:
-    """What each process has of its own."""
+    """What each process with samples of its own has."""
     # Gradients of parameters that are spread over processes are spread, too.
     spread = name == "gradients" and t.device_mesh is not None
-    return [own] if spread else distributed.all_gather(move_to_device(own, CPU))
+    return [own] if spread else distributed.one_of_each_group(distributed.all_gather(move_to_device(own, CPU)))
 
 
 def moment(t: Trainer) -> Checkpoint:
@@ -261,7 +261,7 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
 
     Last of all, since the sanity check forgets values, and hooks may draw random numbers.
     """
-    rank = distributed.rank()
+    rank = distributed.data_rank()
     parts = dict(t.module.named_modules())
     with fitting(path, "meters"):
         t.metrics.load_state_dict(elastic.meters(loaded["meters"]), parts)
@@ -283,7 +283,7 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
         ) from error
     with fitting(path, "gradients"):
         parameters = dict(t.module.named_parameters())
-        for name, gradient in elastic.gradients(loaded["gradients"]).items():
+        for name, gradient in elastic.gradients(t, loaded["gradients"]).items():
             parameters[name].grad = as_like(gradient.to(parameters[name]), parameters[name])
     with fitting(path, "loaders"):
         if rank < len(loaded["loaders"]):

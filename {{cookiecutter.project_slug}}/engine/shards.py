@@ -8,7 +8,9 @@ and a folder that no file names is removed.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
 import re
 import shutil
@@ -34,9 +36,9 @@ from engine import distributed
 from engine.exceptions import DamagedCheckpoint, explained
 from engine.untrusted import check_pickle
 
+# Where parts lie, and what a checkpoint has of them: the folder's name, and what is in it.
 FOLDER = "shards"
-# In a checkpoint: which folder, and what is in it.
-KEY = "shards"
+NAME = re.compile(rb"shards/step=\d+-[0-9a-f]{8}")
 # All that the description of a folder may be made of.
 PLAIN = re.compile(
     r"torch\.distributed\.checkpoint\.metadata\.(Metadata|MetadataIndex|StorageMeta|TensorStorageMetadata"
@@ -52,33 +54,64 @@ def write(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Write the tensors of a checkpoint that are spread over processes; all of them must call this.
 
     Args:
-        checkpoint: What is to be saved.
-        folder: Where its file will lie.
+        checkpoint: What is to be saved, of primitives, tensors and containers of them.
+        folder: Where its file will lie, or a folder above that.
 
     Returns:
         The rest, which is what its file holds; the same object if nothing in it is spread.
 
     Raises:
-        OSError: A process could not write its part. Nothing refers to what others have written.
+        OSError: A process could not write its part; raised in all of them. Nothing refers to what others have written.
     """
     spread = {keys: value for keys, value in _tensors(checkpoint) if isinstance(value, DTensor)}
     if not spread:
         return checkpoint
-    name = distributed.broadcast(f"step={checkpoint['global_step']}-{uuid.uuid4().hex[:8]}")
-    target = folder / FOLDER / name
+    name = distributed.broadcast(f"{FOLDER}/step={checkpoint['global_step']}-{uuid.uuid4().hex[:8]}")
+    target, first = folder / name, distributed.is_rank_zero()
+    reason, own = None, {}
     try:
         save({repr(keys): value for keys, value in spread.items()}, checkpoint_id=target)
-        own = [*target.glob(f"__{distributed.rank()}_*")]
-        own += [target / ".metadata"] if distributed.is_rank_zero() else []
-        parts = {file.name: checksum(file) for file in own}
+        written = [*target.glob(f"__{distributed.rank()}_*"), *([target / ".metadata"] if first else [])]
+        own = {file.name: checksum(file) for file in written}
     except (Exception, CheckpointException) as error:
-        if distributed.is_rank_zero():
+        reason = _reason(error)
+    told = distributed.all_gather((own, reason))
+    files = {name: about for parts, _ in told for name, about in parts.items()}
+    reasons = [reason for _, reason in told if reason is not None]
+    if not reasons:
+        reasons = distributed.broadcast(_settle(target, files) if first else [])
+    if reasons:
+        if first:
             shutil.rmtree(target, ignore_errors=True)
         note = f"the parts of a checkpoint could not be written to {target}; those written before it stand"
-        raise explained(OSError(_reason(error)), note) from error
-    files = {name: about for part in distributed.all_gather(parts) for name, about in part.items()}
+        raise explained(OSError(reasons[0]), note)
     empty = {keys: torch.empty(value.shape, dtype=value.dtype, device="meta") for keys, value in spread.items()}
-    return {**_replaced(checkpoint, empty), KEY: {"folder": f"{FOLDER}/{name}", "files": files}}
+    return {**_replaced(checkpoint, empty), FOLDER: {"folder": name, "files": files}}
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names of files in a folder survive a power cut."""
+    if os.name == "nt":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        # Some file systems do not flush folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)
+
+
+def _settle(target: Path, files: dict[str, list[int]]) -> list[str]:
+    """Flush the folder that all have written to; returns what is wrong with it."""
+    missing = [name for name in files if not (target / name).is_file()]
+    if missing:
+        return [f"{target} lacks {missing[0]}: give all machines a folder that they share"]
+    flush_folder(target)
+    flush_folder(target.parent)
+    return []
 
 
 def read(checkpoint: Checkpoint, path: Path, place: Place | None = None, whole: bool = True) -> Checkpoint:
@@ -93,13 +126,15 @@ def read(checkpoint: Checkpoint, path: Path, place: Place | None = None, whole: 
     Raises:
         DamagedCheckpoint: Parts are missing or damaged.
     """
-    if KEY not in checkpoint:
+    if FOLDER not in checkpoint:
         return checkpoint
     with _blaming(path):
-        about = checkpoint[KEY]
-        folder = (path.parent / about["folder"]).resolve()
-        if not folder.is_relative_to(path.parent.resolve() / FOLDER):
+        about = checkpoint[FOLDER]
+        if not NAME.fullmatch(about["folder"].encode()):
             raise ValueError(f"its parts are said to be in {about['folder']}")
+        # A file whose name has a metric's, as in val/loss=0.1.ckpt, lies deeper than its parts.
+        above = [folder / about["folder"] for folder in path.resolve().parents[:4]]
+        folder = next((folder for folder in above if folder.is_dir()), above[0])
         _verify(folder, about["files"], whole)
         stated = [(keys, value) for keys, value in _tensors(checkpoint) if value.is_meta]
         size = sum(value.numel() * value.element_size() for _, value in stated)
@@ -111,7 +146,7 @@ def read(checkpoint: Checkpoint, path: Path, place: Place | None = None, whole: 
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             into = {repr(keys): value for keys, value in filled.items()}
             load(into, storage_reader=_PlainReader(folder), no_dist=True)
-    rest = {key: value for key, value in checkpoint.items() if key != KEY}
+    rest = {key: value for key, value in checkpoint.items() if key != FOLDER}
     return dict(_replaced(rest, filled))
 
 
@@ -130,22 +165,35 @@ def like(module: nn.Module) -> Place:
     return place
 
 
-def tidy(folder: Path) -> None:
-    """Remove the parts that no checkpoint in the folder, or in one of its folders, names any more."""
-    parts = [part for part in folder.rglob(f"{FOLDER}/step=*") if part.is_dir()]
+def tidy(folder: Path, only: str | None = None) -> None:
+    """Remove parts in a folder that no checkpoint in it names any more; all of them, or only one."""
+    parts = [part for part in (folder / FOLDER).glob("step=*") if part.is_dir()]
+    parts = [part for part in parts if only in (None, f"{FOLDER}/{part.name}")]
     if not parts:
         return
-    named = b""
+    files = [file for file in folder.rglob("*") if file.is_file() and folder / FOLDER not in file.parents]
     try:
-        for file in folder.rglob("*.ckpt"):
-            with zipfile.ZipFile(file) as archive:
-                named += b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+        needed = {named_in(file) for file in files}
     except (OSError, zipfile.BadZipFile, zlib.error):
         # Nobody knows what a damaged file names.
         return
     for part in parts:
-        if f"{FOLDER}/{part.name}".encode() not in named:
+        if f"{FOLDER}/{part.name}" not in needed:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def named_in(file: Path) -> str | None:
+    """The folder of parts that a checkpoint names, if it is one and has some; without reading its tensors.
+
+    Raises:
+        OSError, BadZipFile, zlib.error: It cannot be read, or is damaged.
+    """
+    if not file.is_file() or not (zipfile.is_zipfile(file) or file.suffix == ".ckpt"):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    found = NAME.search(content)
+    return None if found is None else found[0].decode()
 
 
 def _verify(folder: Path, files: dict[str, list[int]], whole: bool) -> None:

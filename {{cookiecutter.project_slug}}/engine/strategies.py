@@ -84,6 +84,10 @@ def find_strategy(wanted: Any) -> Options:
     Raises:
         MisconfigurationException: There is none of that name.
     """
+    if isinstance(wanted, ModelParallelStrategy):
+        for size in (wanted.data_parallel_size, wanted.tensor_parallel_size):
+            if size != "auto" and (type(size) is not int or size < 1):
+                raise MisconfigurationException(f"strategy={wanted!r}: give sizes as 'auto' or a number from 1")
     if isinstance(wanted, DDPStrategy | ModelParallelStrategy):
         return wanted
     if isinstance(wanted, str) and (parts := TENSOR_PARALLEL.fullmatch(wanted)):
@@ -179,12 +183,12 @@ def make_mesh(options: Options, device: torch.device) -> DeviceMesh | None:
             f"data_parallel_size={options.data_parallel_size}, tensor_parallel_size={options.tensor_parallel_size}, "
             f"which makes {data} x {tensor} processes, but {world} were started"
         )
-    return _mesh(device.type, data, tensor)
+    return _mesh(device.type, data, tensor, distributed.groups_joined())
 
 
 @cache
-def _mesh(kind: str, data: int, tensor: int) -> DeviceMesh:
-    # Once for all trainers, since each makes groups of processes.
+def _mesh(kind: str, data: int, tensor: int, group: int) -> DeviceMesh:
+    # Once for all trainers, since each makes groups of processes; anew where those have ended.
     return init_device_mesh(kind, (data, tensor), mesh_dim_names=("data_parallel", "tensor_parallel"))
 
 

@@ -256,10 +256,12 @@ class Trainer(TrainerArguments, TrainerProperties):
         self.writer.wait()
         captured = resume.capture(self, bool(weights_only))
         faults.check_weights(self, captured)
-        captured = shards.write(captured, path.parent)
+        captured = shards.write(checkpoint.plain_checkpoint(captured), path.parent)
         if distributed.is_rank_zero():
+            replaced = shards.named_in(path) if shards.FOLDER in captured else None
             checkpoint.save(captured, path)
-            shards.tidy(path.parent)
+            if replaced is not None:
+                shards.tidy(path.parent, only=replaced)
         distributed.barrier()
 
     def call(self, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> None:

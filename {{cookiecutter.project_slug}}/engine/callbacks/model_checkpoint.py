@@ -43,7 +43,8 @@ class ModelCheckpoint(Checkpoint):
     It saves at the end of epochs or, where the trainer validates more or less often than once an epoch, at the end of
     validations. Paths change only after a file is complete on disk, and files go only after their successor is. While
     training, the file that was written before the newest is kept as `previous.ckpt`, should the newest turn out to be
-    damaged. A run that is interrupted leaves its state in `last.ckpt` in any case.
+    damaged. A run that is interrupted leaves its state in `last.ckpt` in any case. Parameters in parts (FSDP) lie in
+    `shards/`, which files name: they go together.
 
     Args:
         dirpath: Folder; default: `checkpoints` in the trainer's log folder.
@@ -324,9 +325,8 @@ class ModelCheckpoint(Checkpoint):
             vars(self).update(before)
         checks = [partial(check_weights, trainer)]
         if trainer.device_mesh is not None:
-            # Each process looks at its part, and writes it.
-            checks.pop()(captured)
-            captured = shards.write(captured, path.parent)
+            checks.pop()(captured)  # each process looks at its part, and writes it
+            captured = shards.write(checkpoint.plain_checkpoint(captured), self._folder)
         committed = partial(self._committed, trainer, path, goes, after)
         if not trainer.is_global_zero:
             committed()
