@@ -281,3 +281,10 @@ def test_one_process_without_a_launcher_keeps_its_parameters() -> None:
     model = Stack()
     trainer(strategy="fsdp", max_epochs=1).fit(model, batches(8, 4, world=1), batches(4, 2, world=1))
     assert type(model) is Stack and model.losses
+
+
+def test_the_guide_shows_the_tensor_parallel_module_that_is_tested() -> None:
+    guide = (HERE.parents[1] / "docs" / "scaling-up.md").read_text(encoding="utf-8")
+    source = (HERE / "sharded.py").read_text(encoding="utf-8")
+    [shown] = [block for block in guide.split("```") if "class Parallel(Stack)" in block]
+    assert shown[shown.index("class Parallel") :].strip() in source
