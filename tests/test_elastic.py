@@ -107,23 +107,23 @@ def test_what_died_before_it_saved_begins_anew_in_its_folder_and_leaves_others_a
     mortal: Path, run_in_project: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(run_in_project, monkeypatch, *RUN)
-    older = result(LOGS / "version_0")
+    older = (LOGS / "version_0" / "metrics.csv").read_text()
     killed = start("0:1", *RUN, "--max_restarts", "1")
     assert killed.returncode == 0, killed.stderr
     assert sorted(os.listdir(LOGS)) == ["version_0", "version_1"]
-    assert '"finished": true' not in (LOGS / "version_0" / "environment.json").read_text()
-    assert result(LOGS / "version_0")[1] == older[1]
+    assert (LOGS / "version_0" / "metrics.csv").read_text() == older
+    assert "going on with logs/mortal_net/version_0" in run_in_project(*RUN, "--ckpt_path", "auto").out
     assert_same(LOGS / "version_1", LOGS / "version_0")
 
 
 def test_a_start_from_a_checkpoint_that_was_named_loses_nothing(mortal: Path, run_in_project: Callable) -> None:
     assert run_in_project(*RUN, "--run_name", "first").code == 0
-    best = (*RUN, "--max_epochs", "5", "--ckpt_path", "best")
-    assert run_in_project(*best, "--run_name", "whole").code == 0
+    more, best = (*RUN, "--max_epochs", "5"), LOGS / "first" / "checkpoints" / "best.ckpt"
+    assert run_in_project(*more, "--ckpt_path", str(best), "--run_name", "whole").code == 0
     # The newest best is that of the first run again.
-    os.utime(LOGS / "first" / "checkpoints" / "best.ckpt")
+    os.utime(best)
     # It dies before it has saved anything itself, then after that, and begins from the one and from the other.
-    killed = start("0:2 1:6", *best, "--max_restarts", "2")
+    killed = start("0:1 1:6", *more, "--ckpt_path", "best", "--max_restarts", "2")
     assert killed.returncode == 0, killed.stderr
     assert sorted(os.listdir(LOGS)) == ["first", "version_0", "whole"]
     assert killed.stdout.count("going on with") == 1

@@ -42,7 +42,7 @@ class Agent(LocalElasticAgent):
                 tell(rank, failure.exitcode, most, left)
         return result
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = GRACE) -> None:
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = HURRY) -> None:
         while True:
             try:
                 return super()._shutdown(death_sig, timeout)
@@ -59,7 +59,8 @@ def tell(rank: int, code: int, most: int, left: int) -> None:
     elif most or code < 0:
         after = f", after {most} restart{'s' * (most > 1)}" if most else ""
         print(
-            f"error: process {rank} {how}{hint}{after}; --ckpt_path auto goes on from its checkpoint", file=sys.stderr
+            f"error: process {rank} {how}{hint}{after}; where a checkpoint was saved, --ckpt_path auto goes on",
+            file=sys.stderr,
         )
 
 
@@ -100,7 +101,7 @@ def launch(processes: int, max_restarts: int, script: str, words: Sequence[str])
     # The processes have printed what there is to say.
     logging.disable(logging.CRITICAL)
     try:
-        result = Agent(spec, DefaultLogsSpecs(log_dir=os.devnull)).run()
+        result = Agent(spec, DefaultLogsSpecs(log_dir=os.devnull), shutdown_timeout=GRACE).run()
     except SignalException as stop:
         raise SystemExit(130 if stop.sigval == signal.SIGINT else 143) from None
     finally:
