@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 import engine
@@ -101,7 +100,7 @@ def is_first() -> bool:
 
 
 def ask_first(topic: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The answer of the process of rank 0, by the store through which torch's processes find each other.
+    """The answer of the process of rank 0, by the store at which the processes of a run meet.
 
     Args:
         topic: Name of the question, which is asked once.
@@ -109,10 +108,9 @@ def ask_first(topic: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return dict(ask())
-    store, rank, world = next(rendezvous("env://"))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # It outlives restarts. Several machines may count these differently.
-        store = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    # Under Lightning, which goes by the name of engine, there is only torch's own.
+    store = engine.rendezvous.meet() if hasattr(engine, "rendezvous") else next(rendezvous("env://"))[0]
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank == 0:
         store.set(topic, json.dumps(ask()))
     answer = dict(json.loads(store.get(topic)))
