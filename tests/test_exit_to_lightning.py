@@ -58,6 +58,7 @@ WRONG = {
     "flag": (("--max_epoch", "3"), "--max_epoch: there is no such argument; did you mean --max_epochs"),
     "flag of our engine": (("--detect_nonfinite", "warn"), "--detect_nonfinite: there is no such argument"),
     "command": (("tset",), "the commands are fit, validate, test, predict; did you mean test"),
+    "restarts": (("--max_restarts", "1"), "--max_restarts needs the bundled engine"),
     "net": (("--model_name", "standart_net"), "did you mean standard_net"),
     "choice": (("--precision", "8-true"), "--precision 8-true: give "),
     "checkpoint": (("test", "--ckpt_path", "none.ckpt"), "checkpoint none.ckpt does not exist"),
@@ -195,6 +196,14 @@ def test_a_project_trains_to_its_score_and_leaves_its_folder(trained: dict[str, 
     assert trained["checkpoints"] == ["best.ckpt", "last.ckpt"]
     for expected in ("logs/standard_net/version_0/checkpoints/best.ckpt", "tensorboard --logdir logs"):
         assert expected in trained["out"]
+
+
+def test_two_processes_are_started(project: Path, trained: dict[str, Any]) -> None:
+    words = (*FEW, "--devices", "2", "--accelerator", "cpu", "--run_name", "two")
+    command = [sys.executable, "main.py", *words]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0 and "Starting with 2 processes" in done.stderr, done.stderr
+    assert done.stdout.count("logs/standard_net/two/checkpoints/best.ckpt") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
