@@ -18,6 +18,7 @@ from engine.hooks import ModelHooks, is_overridden, move_to_device
 from engine.meters import Meter
 from engine.metrics import Scope
 from engine.profilers import fetched
+from engine.reading import UNKNOWN
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -78,10 +79,27 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
     return [by_name([r for r in results if r[0].home in (None, tag)]) for tag in sets.tags]
 
 
-def broken_off(t: Trainer) -> bool:
-    """Whether to leave an evaluation where it stands, since training is to stop; it is done again after a resume."""
-    # Processes have different numbers of evaluation batches, and so no step at which to agree.
-    return t.stage == "fit" and not distributed.active() and bool(t.stop.pending())
+def broken_off(t: Trainer, together: bool = False) -> bool:
+    """Whether to leave an evaluation where it stands, since training is to stop; it is done again after a resume.
+
+    Args:
+        t: The trainer.
+        together: All processes ask for this batch.
+    """
+    if t.stage != "fit" or not distributed.active():
+        return t.stage == "fit" and bool(t.stop.pending())
+    if together:
+        t.interruption = t.interruption or t.stop.agreed()
+    return bool(t.interruption)
+
+
+def batches_of_all(t: Trainer, count: int | float) -> int | float:
+    """How many batches of a loader every process has, where they may have to stop at one of them; of `count` here."""
+    if t.stage != "fit" or not distributed.active():
+        return 0
+    t.interruption = t.interruption or t.stop.agreed_anew()
+    least, most = min(counts := distributed.all_gather(count)), max(counts)
+    return 0 if most == UNKNOWN else least
 
 
 @contextmanager
@@ -110,9 +128,10 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
     start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
     scope = None if stage == "predict" else Scope.EVAL_BATCH
     kept: list[Any] = []
+    together = batches_of_all(t, sets.counts[index])
     batches = evaluated_together(t.module, reader.epoch(t.state.seed, 0, count=sets.counts[index]))
     for batch_idx, batch, _ in fetched(t.profiler, f"{stage}_dataloader_next", batches):
-        if broken_off(t):
+        if broken_off(t, together=batch_idx < together):
             break
         batch = to_device(t, batch, index)
         metrics.begin_batch(scope, batch)

@@ -64,14 +64,14 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
                     if errors:
                         errors[0].add_note(f"then the tear-down failed, too: {type(error).__name__}: {error}")
                     errors.append(error)
+        # A signal that came too late to interrupt anything.
+        late = t.stop.agreed(now=True) if stage == "fit" and not errors else 0
     if errors:
         faults.explain(t, errors[0])
         if isinstance(errors[0], SystemExit):
             outlive_the_first()
         raise errors[0]
-    if stage == "fit":
-        # A signal that came too late to interrupt anything.
-        leave(t.stop.pending(), agreed=False)
+    leave(late)
 
 
 def _ending(t: Trainer, stage: str, errors: list[BaseException]) -> Iterator[Callable[[], Any]]:

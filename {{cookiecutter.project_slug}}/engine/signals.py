@@ -91,6 +91,12 @@ class StopRequest:
             self._calls = 0
         return max(known, self._answer()) if now else known
 
+    def agreed_anew(self) -> int:
+        """As `agreed` now; the calls that follow may take longer than those before, so that they agree at once."""
+        known = self.agreed(now=True)
+        self._every = 1
+        return known
+
     def _answer(self) -> int:
         """What the agreement that was begun has found; 0 where there is none."""
         if self._in_flight is None:
@@ -132,14 +138,13 @@ def outlive_the_first() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def leave(reason: int, agreed: bool = True) -> None:
-    """End a run that was stopped by a signal, once all is saved; `max_time` ends it without an error.
+def leave(reason: int) -> None:
+    """End a run that all processes have agreed to stop, once all is saved; `max_time` ends it without an error.
 
     After SIGUSR1 a job of Slurm is put back into the queue (as `#SBATCH --signal=USR1@120` asks it to be).
 
     Args:
         reason: One of the constants above, or 0 for none.
-        agreed: Whether all processes leave for that reason.
 
     Raises:
         KeyboardInterrupt: It was Ctrl-C.
@@ -150,10 +155,10 @@ def leave(reason: int, agreed: bool = True) -> None:
     if reason == USR1 and "SLURM_JOB_ID" in os.environ:
         if distributed.is_rank_zero():
             _requeue()
-        if agreed:
-            # The first process that ends has Slurm kill the others, which would be before the job is queued.
-            distributed.barrier()
+        # The first process that ends has Slurm kill the others, which would be before the job is queued.
+        distributed.barrier()
     if reason in (USR1, ORPHAN, TERM):
+        outlive_the_first()
         raise SystemExit(EXIT_CODE)
 
 
