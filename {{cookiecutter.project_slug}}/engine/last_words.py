@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 import traceback
@@ -90,6 +91,12 @@ def say_once(text: str, prefix: str = "") -> None:
     with suppress(RuntimeError):
         if store is not None:
             store.set(f"{key}-done", "1")
+
+
+def outlive_the_first() -> None:
+    """Let a process of several that leaves by itself do so: torchrun ends the others as soon as one has ended."""
+    if distributed.world_size() > 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def mark_failed() -> None:

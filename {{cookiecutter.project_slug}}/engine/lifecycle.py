@@ -24,7 +24,7 @@ from engine.module import Module
 from engine.older import steps_of, with_older_hooks
 from engine.optim import LightningOptimizer, needs_closure, parse_optimizers
 from engine.profilers import profiled
-from engine.signals import StopRequest, leave, outlive_the_first, quiet_children
+from engine.signals import StopRequest, leave, quiet_children
 from engine.strategies import Strategy, make_mesh, make_strategy
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def run(t: Trainer, stage: str, model: Module, datamodule: DataModule | None, gi
                     errors.append(error)
         # A signal that came too late to interrupt anything.
         late = t.stop.agreed(now=True) if stage == "fit" and not errors else 0
+    if late or any(isinstance(error, SystemExit) for error in errors):
+        last_words.outlive_the_first()
     if errors:
         faults.explain(t, errors[0])
-        if isinstance(errors[0], SystemExit):
-            outlive_the_first()
         raise errors[0]
     leave(late)
 

@@ -132,12 +132,6 @@ def quiet_children() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-def outlive_the_first() -> None:
-    """Let a process of several that leaves by itself do so: torchrun ends the others as soon as one has ended."""
-    if distributed.world_size() > 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def leave(reason: int) -> None:
     """End a run that all processes have agreed to stop, once all is saved; `max_time` ends it without an error.
 
@@ -158,7 +152,6 @@ def leave(reason: int) -> None:
         # The first process that ends has Slurm kill the others, which would be before the job is queued.
         distributed.barrier()
     if reason in (USR1, ORPHAN, TERM):
-        outlive_the_first()
         raise SystemExit(EXIT_CODE)
 
 
