@@ -125,7 +125,7 @@ def test_a_sharded_checkpoint_becomes_one_file(start: Callable[..., subprocess.P
     assert best.is_file() and (best.parent / "shards").is_dir()
     finished(start(*the("engine.consolidate")))
     torch = importlib.import_module("torch")
-    whole = torch.load(project / "whole.ckpt", weights_only=True)
+    whole = torch.load(project / "logs/standard_net/version_0/checkpoints/whole.ckpt", weights_only=True)
     assert whole["state_dict"] and all(type(value) is torch.Tensor for value in whole["state_dict"].values())
 
 

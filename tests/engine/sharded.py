@@ -225,7 +225,9 @@ def scenario_narrow() -> None:
             return super().training_step(batch, batch_idx)
 
     torch.manual_seed(3)
-    module, _ = train(f"narrow{WORLD}", module=Normed(), precision="bf16-mixed", max_epochs=4)
+    average = EMAWeightAveraging(decay=0.5)
+    options: dict[str, Any] = {"precision": "bf16-mixed", "max_epochs": 4, "callbacks": [average]}
+    module, _ = train(f"narrow{WORLD}", module=Normed(), **options)
     stored = {str(p.dtype) for p in module.parameters()}
     write("narrow", kinds=sorted(module.kinds), stored=sorted(stored), losses=module.losses)
 

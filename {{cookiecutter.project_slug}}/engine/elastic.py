@@ -42,6 +42,7 @@ def renumber(t: Trainer, path: Path, loaded: Checkpoint, now: dict[str, Any]) ->
     """
     state, then = t.state, loaded["order"]
     changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
+    _warn_of_other_steps(t, then, now)
     if state.batches_done and changed:
         reason = None
         if not DEALING.issuperset(changed):
@@ -62,6 +63,19 @@ def renumber(t: Trainer, path: Path, loaded: Checkpoint, now: dict[str, Any]) ->
         state.batches_done = t.loaders.train().next_number(state.samples_done, t.accumulate_grad_batches)
     if state.samples_done > now.get("samples", 0):
         raise ValueError(f"{state.samples_done} samples done")
+
+
+def _warn_of_other_steps(t: Trainer, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say that a schedule of the learning rate does not fit any more, which counts steps."""
+    before, after = (
+        (order.get("batch_size") or 1) * order.get("processes", 1) * order.get("accumulate_grad_batches", 1)
+        for order in (then, now)
+    )
+    if before != after and t.lr_scheduler_configs:
+        distributed.rank_zero_warn(
+            f"a step had {before} samples, and has {after} now: schedules of the learning rate that count steps do not "
+            "fit the run any more; keep batch_size x processes x accumulate_grad_batches"
+        )
 
 
 def taken_over(of_each: list[Any]) -> list[Any]:

@@ -73,7 +73,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         save({repr(keys): value for keys, value in spread.items()}, checkpoint_id=target)
         written = [*target.glob(f"__{distributed.rank()}_*"), *([target / ".metadata"] if first else [])]
         own = {file.name: checksum(file) for file in written}
-    except (Exception, CheckpointException) as error:
+    except (OSError, CheckpointException) as error:
         reason = _reason(error)
     told = distributed.all_gather((own, reason))
     files = {name: about for parts, _ in told for name, about in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ class explain:  # noqa: N801
             reason = str(error).splitlines()[0]
             line = f"--compile true: torch cannot compile {self.what} here ({reason}); repair that, or leave it out"
             raise MisconfigurationException(line) from error
-        if isinstance(error, RuntimeError | ValueError | IndexError) and not of_the_device:
+        # One of several processes may have failed for itself, or since another has gone: a traceback says more.
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if isinstance(error, RuntimeError | ValueError | IndexError) and not (of_the_device or several):
             given = ", ".join(f"{name} {shape_of(value)}" for name, value in self.values.items())
             raise MisconfigurationException(f"{self.what} fails on {given}: {describe(error, 'model')}") from error
 

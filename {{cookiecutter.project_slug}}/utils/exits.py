@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from typing import NoReturn
@@ -16,6 +17,9 @@ def exit_with(message: str, code: int = 2) -> NoReturn:
     """Print one line of error, not too long and without control characters, and exit."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     _say(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}")
+    if hasattr(engine, "last_words") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # So that what others say of it is right.
+        engine.last_words.mark_failed()
     raise SystemExit(code)
 
 

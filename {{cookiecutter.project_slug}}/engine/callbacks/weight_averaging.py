@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from engine.callback import Callback
 from engine.checkpoint import load_weights
 from engine.exceptions import MisconfigurationException
+from engine.fsdp import as_local
 
 if TYPE_CHECKING:
     from engine.module import Module
@@ -145,8 +146,9 @@ class WeightAveraging(Callback):
             elif self._avg_fn is not None:
                 average.copy_(self._avg_fn(average, value.detach().to(average.device), self._n_averaged))
             else:
-                averages.append(average)
-                states.append(value.detach().to(average.device))
+                # Of those that are spread over processes this one's part, so that all are plain.
+                averages.append(as_local(average))
+                states.append(as_local(value.detach()).to(average.device))
         if averages:
             self._multi_avg_fn(averages, states, self._n_averaged)
         self._n_averaged += 1
