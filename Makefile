@@ -1,6 +1,6 @@
 # Every target sets up what it needs: Python 3.11 or newer and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos bench picture clean
+.PHONY: help demo test test-all lint chaos bench picture clean
 
 TEMPLATE := {{cookiecutter.project_slug}}
 STAMP := .venv/.installed
@@ -14,7 +14,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo     generate a project and train it on real digits"
-	@echo "make test     run all tests of the template"
+	@echo "make test     run the tests of the template"
+	@echo "make test-all run the long ones, too: many processes that are started and killed"
 	@echo "make lint     check style and types"
 	@echo "make chaos    kill training runs over 100 times, and check that they end as if nobody had"
 	@echo "make bench    measure what checkpoints, two processes and a GPU cost beside plain loops"
@@ -30,6 +31,9 @@ demo: $(STAMP)
 
 # One test process for each CPU, with one thread each, so that they do not get in each other's way.
 test: $(STAMP)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto -m "not long" $(ARGS)
+
+test-all: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto $(ARGS)
 
 lint: $(STAMP)

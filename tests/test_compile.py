@@ -89,6 +89,7 @@ def test_a_compiled_run_goes_on_to_the_same_bits(run: Callable) -> None:
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.long
 def test_averages_pretrained_weights_and_frozen_parts_are_compiled_with(run: Callable) -> None:
     first = run(*COMPILED, "--ema_decay", "0.5", "--run_name", "averages")
     assert first.code == 0, first.err
@@ -103,6 +104,7 @@ def test_averages_pretrained_weights_and_frozen_parts_are_compiled_with(run: Cal
     assert same == {name for name in before if "features" in name}
 
 
+@pytest.mark.long
 def test_smaller_batches_and_evaluation_compile_a_few_times_however_long_a_run(run: Callable) -> None:
     # 1,437 samples: sets of three sizes, none of them a multiple of a batch.
     words = ("--compile", "true", "--model.width", "4", "--batch_size", "100", *QUIET)
@@ -176,6 +178,7 @@ def test_without_a_compiler_one_line_says_so_before_training(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.long
 def test_the_real_compiler_trains_to_the_same_weights(run: Callable, tmp_path: Path) -> None:
     few = (*FEW, "--limit_train_batches", "2", "--limit_val_batches", "1", "--limit_test_batches", "1")
     # Compiled dropout draws other numbers.

@@ -103,6 +103,7 @@ def interrupted(run_in_project: Callable, monkeypatch: pytest.MonkeyPatch, *word
         assert run_in_project(*words).code == 130
 
 
+@pytest.mark.long
 def test_what_died_before_it_saved_begins_anew_in_its_folder_and_leaves_others_alone(
     mortal: Path, run_in_project: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_what_died_before_it_saved_begins_anew_in_its_folder_and_leaves_others_a
     assert_same(LOGS / "version_1", LOGS / "version_0")
 
 
+@pytest.mark.long
 def test_a_start_from_a_checkpoint_that_was_named_loses_nothing(mortal: Path, run_in_project: Callable) -> None:
     assert run_in_project(*RUN, "--run_name", "first").code == 0
     more, best = (*RUN, "--max_epochs", "5"), LOGS / "first" / "checkpoints" / "best.ckpt"

@@ -135,6 +135,7 @@ def test_codes_are_those_of_the_processes(project: Path) -> None:
     assert "ChildFailedError" not in err and "torch/distributed/elastic" not in err
 
 
+@pytest.mark.long
 def test_all_folds_run_in_two_processes(project: Path) -> None:
     process = start(*TWO, "--fold", "all", "--num_folds", "2", "--max_epochs", "1")
     out, err = process.communicate(timeout=300)
@@ -143,6 +144,7 @@ def test_all_folds_run_in_two_processes(project: Path) -> None:
     assert sorted(path.name for path in (LOGS / "version_0").iterdir()) == ["fold_0", "fold_1", "folds.csv"]
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_ends_at_once(project: Path) -> None:
     (project / "model" / "failing_net.py").write_text(FAILING)
     words = (*SMALL[:2], "--max_restarts", "1", "--model_name", "failing_net", "--model.how", "stand still")

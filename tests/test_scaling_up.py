@@ -104,6 +104,7 @@ def test_main_starts_two_processes_itself(start: Callable[..., subprocess.Popen[
     assert f"{run.name} is finished; nothing to do" in out
 
 
+@pytest.mark.long
 def test_two_machines_meet(start: Callable[..., subprocess.Popen[str]], project: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -164,11 +164,13 @@ def test_each_task_of_an_array_has_a_seed_of_its_own(job: Callable[..., subproce
 FAILS = '#!/bin/bash\n[ "$RANK" = 1 ] && exit 3\nexec sleep 60\n'
 
 
+@pytest.mark.long
 def test_a_process_that_fails_ends_the_job(job: Callable[..., subprocess.Popen[str]], project: Path) -> None:
     assert job(python=FAILS).wait(timeout=30) == 143
     assert requeued(project) == []
 
 
+@pytest.mark.long
 def test_what_preemption_has_ended_is_put_back_into_the_queue(
     job: Callable[..., subprocess.Popen[str]], project: Path
 ) -> None:

@@ -47,12 +47,12 @@ def one(folder: Path) -> Results:
     return results(folder, 1, SAME)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
 def several(request: pytest.FixtureRequest, folder: Path) -> Results:
     return results(folder, request.param, SAME + SEVERAL)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
 def sharded(request: pytest.FixtureRequest, folder: Path) -> Results:
     return results(folder, request.param, SHARDED, "fsdp")
 

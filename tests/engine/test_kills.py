@@ -138,7 +138,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, 1, 4])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(1, marks=LONG), pytest.param(4, marks=LONG)])
 def test_after_every_kind_of_kill_a_run_goes_on(
     killed: Path, whole: list[dict[str, Any]], processes: int, tmp_path: Path
 ) -> None:
@@ -157,6 +160,7 @@ def test_after_every_kind_of_kill_a_run_goes_on(
             assert result["weights"] == results[0]["weights"]
 
 
+@LONG
 def test_a_run_that_is_killed_goes_on_with_any_number_each_time(tmp_path: Path) -> None:
     chance = dice()
     for number, (processes, victim) in enumerate([(4, "one"), (1, "all"), (2, "launcher")]):
