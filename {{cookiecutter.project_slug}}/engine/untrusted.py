@@ -120,12 +120,13 @@ def check_pickle(content: bytes | BinaryIO) -> None:
 def _check_content(content: Any, file_size: int) -> None:
     todo: list[tuple[Any, int]] = [(content, 0)]
     seen, memory = 1, 0
+    in_parts = isinstance(content, dict) and "shards" in content
     most, allowed = min(LARGEST, max(SMALLEST, 4 * file_size)), max(ALWAYS_ALLOWED, EXPANSION * file_size)
     while todo:
         value, depth = todo.pop()
         if isinstance(value, Tensor):
-            # One without data stands for parts that lie elsewhere.
-            memory += 0 if value.is_meta else value.numel() * value.element_size()
+            # One without data stands for parts that lie elsewhere, whose sizes tell whether that is true.
+            memory += 0 if value.is_meta and in_parts else value.numel() * value.element_size()
         elif isinstance(value, str | bytes | bytearray):
             memory += len(value)
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
