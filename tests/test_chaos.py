@@ -47,6 +47,7 @@ def test_kills_strike_inside_writes_in_validation_at_epoch_ends_and_elsewhere(ki
     assert all(report["starts"] > report["runs"] >= 1 for report in reports.values())
 
 
+@pytest.mark.long
 def test_two_processes_that_train_together_end_with_the_same_bits(tmp_path):
     words = ["--kills", "4", "--scenarios", "within epochs", "async", "--processes", "2", "--folder", str(tmp_path)]
     done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True, timeout=300)
