@@ -199,11 +199,12 @@ def test_a_project_trains_to_its_score_and_leaves_its_folder(trained: dict[str, 
 
 
 def test_two_processes_are_started(project: Path, trained: dict[str, Any]) -> None:
-    words = (*FEW, "--devices", "2", "--accelerator", "cpu", "--run_name", "two")
+    # Elsewhere: "best" means the newest run's.
+    words = (*FEW, "--devices", "2", "--accelerator", "cpu", "--log_dir", "others", "--run_name", "two")
     command = [sys.executable, "main.py", *words]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0 and "Starting with 2 processes" in done.stderr, done.stderr
-    assert done.stdout.count("logs/standard_net/two/checkpoints/best.ckpt") == 1
+    assert done.stdout.count("others/standard_net/two/checkpoints/best.ckpt") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
