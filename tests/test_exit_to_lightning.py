@@ -57,7 +57,7 @@ WRONG = {
     "type": (("--lr", "fast"), "--lr fast: give a number"),
     "flag": (("--max_epoch", "3"), "--max_epoch: there is no such argument; did you mean --max_epochs"),
     "flag of our engine": (("--detect_nonfinite", "warn"), "--detect_nonfinite: there is no such argument"),
-    "command": (("tset",), "the commands are fit, validate, test, predict; did you mean test"),
+    "command": (("tset",), "the commands are fit, validate, test, report, predict, export; did you mean test"),
     "restarts": (("--max_restarts", "1"), "--max_restarts needs the bundled engine"),
     "net": (("--model_name", "standart_net"), "did you mean standard_net"),
     "choice": (("--precision", "8-true"), "--precision 8-true: give "),

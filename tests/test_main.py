@@ -144,7 +144,7 @@ WRONG = {
     ),
     "a path as a name": (["--model_name", "../main"], "no net of that name"),
     "a module as a name": (["--dataset", "os"], "no dataset of that name"),
-    "unknown command": (["tset"], "tset: the commands are fit, validate, test, predict; did you mean test"),
+    "unknown command": (["tset"], "tset: the commands are fit, .*, export; did you mean test"),
     "unknown flag": (["--max_epoch", "3"], "--max_epoch: .*did you mean --max_epochs"),
     "abbreviated flag": (["--max_ep", "3"], "--max_ep: there is no such argument"),
     "flag of another group": (["--model", "my_net"], "--model: .*did you mean --model_name"),

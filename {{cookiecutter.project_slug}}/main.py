@@ -13,10 +13,13 @@ from model import MInterface
 from utils.arguments import constructor_arguments, parse, to_yaml
 from utils.cross_validation import fit_folds
 from utils.exits import exit_after
+from utils.export import export
 from utils.metrics import as_numbers, usual_mode
+from utils.prediction import predict
 from utils.processes import launch, processes_to_start
-from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_if_refused, run_folder, write_predictions
+from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_if_refused
 from utils.run_state import choose_folder, resume_from
+from utils.search import search
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -49,6 +52,12 @@ def run(command: str, arguments: Any) -> dict[str, float]:
     # With a checkpoint, all weights come from there.
     start = {} if arguments.ckpt_path in (None, "auto") else {"pretrained": None}
     model = MInterface(**constructor_arguments(MInterface, arguments) | start)
+    if arguments.find_lr or arguments.find_batch_size:
+        return search(model, data, arguments)
+    if command == "export":
+        return export(model, arguments)
+    if command == "predict":
+        return predict(model, data, arguments)
     return fit(model, data, arguments) if command == "fit" else evaluate(command, model, data, arguments)
 
 
@@ -72,15 +81,10 @@ def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]
 
 
 def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
-    """Validate, test or predict from a checkpoint."""
-    trainer = engine.Trainer(**constructor_arguments(engine.Trainer, arguments), logger=False)
+    """Validate, test or report on a checkpoint."""
     path = Path(arguments.ckpt_path)
-    if command == "predict":
-        batches = trainer.predict(model, datamodule=data, ckpt_path=path) or []
-        file = write_predictions(run_folder(path) or Path(), data, batches, model.hparams["task"])
-        print(f"predictions  {file}")
-    else:
-        getattr(trainer, command)(model, datamodule=data, ckpt_path=path)
+    trainer = engine.Trainer(**constructor_arguments(engine.Trainer, arguments), logger=False)
+    (trainer.validate if command == "validate" else trainer.test)(model, datamodule=data, ckpt_path=path)
     if trainer.is_global_zero:
         print(f"checkpoint   {path}")
     return as_numbers(trainer.callback_metrics)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import engine
-from utils.batches import SoftLabels, TargetScale, check_class_names, check_labels, explain, pair
+from utils.batches import SoftLabels, TargetScale, check_labels, describe_data, explain, pair, take_description
 from utils.fine_tuning import freeze, load_pretrained
 from utils.losses import activate, align, build_losses
 from utils.metrics import build_metrics, usual_mode
@@ -97,7 +97,7 @@ class MInterface(engine.Module):
         given = self.hparams
         tell = getattr(getattr(self._trainer, "datamodule", None), "tell", lambda attribute: None)
         given["task"] = given["task"] or tell("task") or "multiclass"
-        given["class_names"] = tell("class_names") or given.get("class_names")
+        given.update(describe_data(getattr(self._trainer, "datamodule", None), given))
         self.net = build_net(given["model_name"], given["model"], given["task"], tell)
         self.num_outputs = given["model"].get("num_classes")
         self.loss, metrics = self.configure_loss(), self.configure_metrics()
@@ -145,7 +145,7 @@ class MInterface(engine.Module):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the data has the classes that were learned."""
-        check_class_names(checkpoint["hyper_parameters"].get("class_names"), self.hparams.get("class_names"))
+        take_description(self.hparams, checkpoint["hyper_parameters"])
         self.scale.take_shape(checkpoint["state_dict"])
 
     def on_train_start(self) -> None:

@@ -23,20 +23,20 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import engine
 from utils.exits import exit_with
-from utils.flags import NO_FLAGS, add_constructor, is_list, spell
+from utils.flags import NO_FLAGS, OF_ONE_COMMAND, add_constructor, add_run, is_list, spell
 from utils.processes import fitting_here, is_first, number_of
 from utils.registry import OFFERED, load_class
-from utils.run_folder import find_checkpoint, saved_config
+from utils.run_folder import find_checkpoint, learned_arguments, saved_config
 from utils.run_state import CONFIG, ENVIRONMENT, begun_before
 
 Interfaces = tuple[type[Any], type[Any]]
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "report", "predict", "export")
 SECTIONS = ("model", "data")
 # What a resumed run takes from its checkpoint.
 OF_THE_OPTIMIZER = ("seed", "optimizer", "optimizer_args", "lr", "lr_scales", "weight_decay")
 ALIASES = {"eval_datasets": "val_datasets"}
 # Arguments of one run only: a config that repeats it leaves them out.
-OF_ONE_RUN = ("config", "ckpt_path", "run_name", "max_restarts")
+OF_ONE_RUN = ("config", "ckpt_path", "run_name", "max_restarts", *OF_ONE_COMMAND)
 # Bounds of a config: one of a few lines can be endless by its aliases.
 LARGEST, DEEPEST = 100_000, 20
 
@@ -105,7 +105,7 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     configs = [_read(path) for path in first.config]
     given = {key: value for source in [*configs, flags] for key, value in source.items() if value is not None}
     automatic = given.get("ckpt_path") == "auto"
-    checkpoint, saved = _resumed(given, command)
+    checkpoint, saved = _resumed(given, command, interfaces)
     net, datasets = _names({**saved, **given})
     parser = _full_parser(net, datasets, interfaces)
     kept = _without_foreign(saved, net, datasets, {action.dest for action in parser._actions})
@@ -129,7 +129,7 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     return command, arguments
 
 
-def _resumed(given: Mapping[str, Any], command: str) -> tuple[Path | None, dict[str, Any]]:
+def _resumed(given: Mapping[str, Any], command: str, interfaces: Interfaces) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint that is named, and the arguments of its run that count here."""
     log_dir, wanted = str(given.get("log_dir", "logs")), given.get("ckpt_path")
     if wanted == "auto":
@@ -145,7 +145,11 @@ def _resumed(given: Mapping[str, Any], command: str) -> tuple[Path | None, dict[
     where = {name: given.get(name) for name in ("experiment", "run_name")}
     checkpoint = find_checkpoint(str(wanted), log_dir, **where)
     config = saved_config(checkpoint)
-    return checkpoint, {} if config is None else fitting_here(_read(config), command)
+    saved = {} if config is None else fitting_here(_read(config), command)
+    if config is None or command == "export" or "input" in given:
+        # There may be no data to tell what the net has to look like: the checkpoint does.
+        saved = {**saved, **learned_arguments(checkpoint, interfaces)}
+    return checkpoint, saved
 
 
 def _check_resumed(arguments: Namespace, saved: Mapping[str, Any]) -> None:
@@ -244,6 +248,9 @@ def _lists_in_one_word(words: Sequence[str], parser: Parser) -> list[str]:
     words = list(words)
     while words:
         flag, equals, value = words.pop(0).partition("=")
+        if hints.get(flag) is bool and not equals and (not words or words[0].startswith("--")):
+            # A switch without a value is on.
+            equals, value = "=", "true"
         items = [value] if equals else []
         while flag in lists and not equals and words and not words[0].startswith("--"):
             items.append(words.pop(0))
@@ -287,7 +294,7 @@ def _first_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py", add_help=False, allow_abbrev=False)
     parser.error = lambda message: exit_with(message)  # type: ignore[method-assign]
     parser.add_argument("--config", action="append", default=[])
-    for name in ("model_name", "dataset", "train_dataset", "ckpt_path", "log_dir", "experiment", "run_name"):
+    for name in ("model_name", "dataset", "train_dataset", "ckpt_path", "log_dir", "experiment", "run_name", "input"):
         parser.add_argument(f"--{name}")
     for name in ("val_datasets", "test_datasets"):
         aliases = [f"--{alias}" for alias, meant in ALIASES.items() if meant == name]
@@ -300,35 +307,14 @@ def _full_parser(model_name: str, datasets: list[str], interfaces: Interfaces) -
     net = load_class("model", model_name)
     parser = Parser(
         prog="main.py",
-        usage="%(prog)s [fit | validate | test | predict] [--FLAG VALUE ...]",
-        description="fit (the default) trains, then tests the best checkpoint; the others need --ckpt_path.",
+        usage="%(prog)s [COMMAND] [--FLAG VALUE ...]",
+        description=f"COMMAND is one of {', '.join(COMMANDS)}. fit, the default, trains and then tests the best "
+        "checkpoint; the others need --ckpt_path.",
         allow_abbrev=False,
         print_config=None,
         formatter_class=Help,
     )
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--config", action="config", metavar="FILE", help="YAML file with arguments; may be given repeatedly"
-    )
-    run.add_argument("--seed", type=int, default=42, metavar="N", help="seed of all random numbers [42]")
-    run.add_argument(
-        "--ckpt_path",
-        type=str | None,
-        metavar="TEXT",
-        help="checkpoint: best or last (of the newest run), auto (go on with an unfinished run), or a path",
-    )
-    run.add_argument("--log_dir", type=str, default="logs", metavar="TEXT", help="folder of all runs [logs]")
-    run.add_argument(
-        "--experiment", type=str | None, metavar="TEXT", help="folder within log_dir; default: the net's name"
-    )
-    run.add_argument(
-        "--run_name", type=str | None, metavar="TEXT", help="folder of the run; default: version_0, version_1, ..."
-    )
-    again = "start again so often after a process has died, from the last checkpoint [0]"
-    run.add_argument("--max_restarts", type=int, default=0, metavar="N", help=again)
-    run.add_argument("--patience", type=int | None, metavar="N", help="stop after so many epochs without improvement")
-    run.add_argument("--save_every_n_steps", type=int | None, metavar="N", help="save also within epochs, as last.ckpt")
-    run.add_argument("--ema_decay", type=float | None, metavar="X", help="judge averages of the weights, such as 0.999")
+    add_run(parser.add_argument_group("run"))
     add_constructor(parser.add_argument_group("training"), engine.Trainer, "")
     add_constructor(parser.add_argument_group("model"), model_interface, "")
     told = dict.fromkeys(OFFERED, "what the dataset says")

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from engine import MisconfigurationException
 from utils.registry import describe
-from utils.samples import per_sample
+from utils.samples import describe_inputs, per_sample
 
 # Beta distributions of smaller parameters give no numbers.
 LEAST = 1e-6
@@ -137,16 +137,32 @@ class TargetScale(nn.Module):
         return outputs.float() * self.deviation + self.mean if self.active else outputs
 
 
-def check_class_names(learned: list[str] | None, now: list[str] | None) -> None:
-    """Refuse data with other classes than those that were learned: the same numbers would mean something else.
+def describe_data(data: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoints say of the data: `class_names`, and `inputs` (see `describe_inputs`).
+
+    Args:
+        data: The DInterface, if there is one.
+        saved: Hyper-parameters; they count where the data does not tell.
+    """
+    sets = [dataset for named in getattr(data, "sets", {}).values() for dataset in named.values()]
+    names = (data.tell("class_names") if sets else None) or saved.get("class_names")
+    return {"class_names": names, "inputs": describe_inputs(sets[0]) if sets else saved.get("inputs")}
+
+
+def take_description(now: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Complete what is known of the data by what a checkpoint says.
 
     Raises:
-        MisconfigurationException: Both have names, and the names differ.
+        MisconfigurationException: Both have names of classes, and these differ: the same numbers would mean something
+            else.
     """
-    if learned and now and list(learned) != list(now):
+    learned, here = saved.get("class_names"), now.get("class_names")
+    if learned and here and list(learned) != list(here):
         raise MisconfigurationException(
-            f"the checkpoint learned the classes {', '.join(learned[:20])}; the data has {', '.join(now[:20])}"
+            f"the checkpoint learned the classes {', '.join(learned[:20])}; the data has {', '.join(here[:20])}"
         )
+    for name in ("class_names", "inputs"):
+        now[name] = now.get(name) or saved.get(name)
 
 
 def pair(batch: Any) -> tuple[Any, Tensor]:

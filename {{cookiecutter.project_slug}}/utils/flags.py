@@ -19,6 +19,8 @@ NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "
 DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
 # Alternatives that help shows of a type.
 MOST = 7
+# Flags that are of no concern to a run's config.
+OF_ONE_COMMAND = ("input", "output", "formats", "find_lr", "find_batch_size")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -133,3 +135,40 @@ def add_constructor(
             shown = str(options["default"])
             options["help"] += f" [{shown.lower() if isinstance(options['default'], bool) else shown}]"
         group.add_argument(f"--{prefix}{name}", metavar=metavar(hint), **options)
+
+
+def add_run(group: Any) -> None:
+    """Add the flags that say which run is meant, and what main.py does beside training."""
+    group.add_argument("--config", action="config", metavar="FILE", help="YAML file with arguments; may be repeated")
+    text, number, true = str | None, int | None, bool
+    flags: dict[str, tuple[Any, Any, str]] = {
+        "seed": (int, 42, "seed of all random numbers [42]"),
+        "ckpt_path": (
+            text,
+            None,
+            "checkpoint: best or last (of the newest run), auto (go on with an unfinished run), or a path",
+        ),
+        "log_dir": (str, "logs", "folder of all runs [logs]"),
+        "experiment": (text, None, "folder within log_dir; default: the net's name"),
+        "run_name": (text, None, "folder of the run; default: version_0, version_1, ..."),
+        "max_restarts": (int, 0, "start again so often after a process has died, from the last checkpoint [0]"),
+        "patience": (number, None, "stop after so many epochs without improvement"),
+        "save_every_n_steps": (number, None, "save also within epochs, as last.ckpt"),
+        "ema_decay": (float | None, None, "judge averages of the weights, such as 0.999"),
+        "report": (true, True, "after training, write figures and report.html into the run's folder [true]"),
+        "find_lr": (true, False, "do not train, but find a learning rate [false]"),
+        "find_batch_size": (true, False, "do not train, but find a fast batch size [false]"),
+        "input": (
+            text,
+            None,
+            "predict: a picture, a folder of them, a CSV file or an array (.npy); default: test data",
+        ),
+        "output": (text, None, "predict: a .csv or .npy file; export: a folder; default: in the run's folder"),
+        "formats": (
+            list[Literal["torch", "onnx"]] | None,
+            None,
+            "export: which; default: torch, and onnx if installed",
+        ),
+    }
+    for name, (kind, default, told) in flags.items():
+        group.add_argument(f"--{name}", type=kind, default=default, metavar=metavar(kind), help=told)

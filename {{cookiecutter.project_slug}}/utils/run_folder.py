@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import inspect
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ import torch
 
 import engine
 from utils.processes import is_first
+from utils.registry import load_class
 from utils.run_state import (
     CONFIG,
     ENVIRONMENT,
@@ -34,7 +34,7 @@ from utils.run_state import (
     release,
     write_whole,
 )
-from utils.samples import fingerprint, per_sample
+from utils.samples import fingerprint
 
 PROJECT = Path(__file__).parents[1]
 KINDS = ("versions", "data", "code")
@@ -180,6 +180,38 @@ def saved_config(checkpoint: Path) -> Path | None:
     return folder and folder / CONFIG
 
 
+def learned(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its net: arguments of MInterface, `class_names`, and `inputs` (see `describe_inputs`).
+
+    Raises:
+        MisconfigurationException: The file cannot be read, or was not saved by this project.
+    """
+    if hasattr(engine, "checkpoint"):
+        content: Any = engine.checkpoint.load(checkpoint, foreign=True)
+    else:
+        # Lightning goes by the name of engine.
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    found = content.get("hyper_parameters")
+    if not isinstance(found, dict) or "model_name" not in found:
+        raise engine.MisconfigurationException(
+            f"{checkpoint} does not say which net it is of; give one of this project"
+        )
+    of_data = content.get("datamodule_hyper_parameters")
+    return found | {"datamodule": of_data if isinstance(of_data, dict) else {}}
+
+
+def learned_arguments(checkpoint: Path, interfaces: tuple[type[Any], type[Any]]) -> dict[str, Any]:
+    """Arguments of DInterface and MInterface as a checkpoint has them, for one that lies anywhere."""
+    found = learned(checkpoint)
+    arguments: dict[str, Any] = {}
+    for source, interface in zip((found["datamodule"], found), interfaces, strict=True):
+        arguments |= {name: source[name] for name in inspect.signature(interface).parameters if name in source}
+    # The dataset may have told more than the net has asked for.
+    accepted = inspect.signature(load_class("model", found["model_name"])).parameters
+    arguments["model"] = {name: value for name, value in (found.get("model") or {}).items() if name in accepted}
+    return arguments
+
+
 def logger_arguments(arguments: Any) -> dict[str, Any]:
     """Where loggers write: in the same folder again when a run goes on from its `last.ckpt`, else in a new one.
 
@@ -266,38 +298,6 @@ def _remove(folder: Path) -> None:
     for empty in (folder, folder.parent) if folder.name.startswith("fold_") else (folder,):
         with suppress(OSError):
             empty.rmdir()
-
-
-def write_predictions(folder: Path, data: Any, batches: list[Any], task: str) -> Path:
-    """Write `predictions.csv`: a row for each sample, in the datasets' order.
-
-    Args:
-        folder: Where to write.
-        data: The DInterface whose sets were predicted.
-        batches: Predictions of the batches, tensors of shape (batch,) or (batch, outputs); a list of them for each set
-            where there are several.
-        task: What was learned: probabilities follow a class, values of a regression stand alone.
-    """
-    sets, class_names = data.sets["predict"], data.tell("class_names")
-    rows = {
-        name: [row.reshape(-1).tolist() for batch in part for row in batch]
-        for name, part in zip(sets, batches if len(sets) > 1 else [batches], strict=True)
-    }
-    width = max((len(row) for part in rows.values() for row in part), default=0)
-    labels = class_names if class_names and len(class_names) == width else [str(number) for number in range(width)]
-    kind, single = "value" if task == "regression" else "probability", task in ("multiclass", "sequence")
-    names = {name: per_sample(dataset, "names") for name, dataset in sets.items()}
-    about = ["dataset"] * (len(sets) > 1) + ["index"] + ["name"] * any(names.values()) + ["class"] * single
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*about, *([f"{kind}_{label}" for label in labels] if width > 1 else [kind])])
-    for dataset, part in rows.items():
-        for index, row in enumerate(part):
-            told = {"dataset": dataset, "index": index, "name": (names[dataset] or {index: ""})[index]}
-            if single:
-                told["class"] = labels[max(range(width), key=row.__getitem__)]
-            writer.writerow([*(told[column] for column in about), *(f"{value:.6g}" for value in row)])
-    return write_whole(folder / "predictions.csv", text.getvalue())
 
 
 def _git(*words: str) -> str:

@@ -76,6 +76,20 @@ def innermost(dataset: Dataset[Any]) -> Dataset[Any]:
     return innermost(dataset.datasets[0]) if isinstance(dataset, ConcatDataset) else dataset
 
 
+def describe_inputs(dataset: Dataset[Any]) -> dict[str, Any] | None:
+    """What a net is given: `shape` and `dtype` of one sample, and what the dataset tells in its dict `preprocessing`.
+
+    It is saved in checkpoints, for predictions and exports where there is no dataset; None if samples are no tensors.
+    """
+    with same_randomness():
+        sample = plain(dataset)[0]
+    inputs = sample[0] if isinstance(sample, list | tuple) and sample else sample
+    if not isinstance(inputs, torch.Tensor):
+        return None
+    about = {"shape": list(inputs.shape), "dtype": str(inputs.dtype).removeprefix("torch.")}
+    return about | dict(getattr(innermost(dataset), "preprocessing", {}))
+
+
 @contextmanager
 def same_randomness() -> Iterator[None]:
     """Samples that are looked at within do not change what is drawn at random afterwards."""
