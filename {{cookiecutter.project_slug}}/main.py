@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from utils.export import export
 from utils.metrics import as_numbers, usual_mode
 from utils.prediction import predict
 from utils.processes import launch, processes_to_start
-from utils.run_folder import SaveRun, begin_run, logger_arguments, remove_if_refused
+from utils.report import Report
+from utils.run_folder import SaveRun, loggers, remove_if_refused, run_folder
 from utils.run_state import choose_folder, resume_from
 from utils.search import search
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         if processes := processes_to_start(arguments):
             return launch(processes, arguments.max_restarts, __file__, words)
         if arguments.fold == "all":
-            return fit_folds(arguments, lambda one: run("fit", one))
+            return fit_folds(arguments, partial(run, "fit"))
         if command == "fit":
             choose_folder(arguments, to_yaml(arguments))
         return run(command, arguments)
@@ -45,58 +47,50 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         exit_after(error)
 
 
-def run(command: str, arguments: Any) -> dict[str, float]:
+def run(command: str, arguments: Any, report: Report | None = None) -> dict[str, float]:
     """Build data and model, and run one command on them."""
     engine.seed_everything(arguments.seed)
     data = DInterface(**constructor_arguments(DInterface, arguments))
     # With a checkpoint, all weights come from there.
     start = {} if arguments.ckpt_path in (None, "auto") else {"pretrained": None}
     model = MInterface(**constructor_arguments(MInterface, arguments) | start)
-    if arguments.find_lr or arguments.find_batch_size:
-        return search(model, data, arguments)
-    if command == "export":
-        return export(model, arguments)
-    if command == "predict":
-        return predict(model, data, arguments)
-    return fit(model, data, arguments) if command == "fit" else evaluate(command, model, data, arguments)
+    if command == "fit":
+        return fit(model, data, arguments, report or Report(arguments, watch=arguments.report))
+    others: dict[str, Any] = {"search": search, "predict": predict, "export": export}
+    result: dict[str, float] = others.get(command, partial(evaluate, command))(model, data, arguments)
+    return result
 
 
-def fit(model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
+def fit(model: MInterface, data: DInterface, arguments: Any, report: Report) -> dict[str, float]:
     """Train, then test the best checkpoint."""
-    logs, settings = loggers(arguments), constructor_arguments(engine.Trainer, arguments)
+    logs, settings = loggers(arguments, to_yaml(arguments)), constructor_arguments(engine.Trainer, arguments)
     with remove_if_refused(*(Path(logger.log_dir) for logger in logs if logger.log_dir)):
-        trainer = engine.Trainer(**settings, logger=logs, callbacks=callbacks(arguments))
+        trainer = engine.Trainer(**settings, logger=logs, callbacks=[*callbacks(arguments), report])
         trainer.fit(model, datamodule=data, ckpt_path=resume_from(arguments))
     results = as_numbers(trainer.callback_metrics)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if judged := best and any(name.startswith("val_") for name in results):
-        judge = engine.Trainer(**settings, logger=False)
+        judge = engine.Trainer(**settings, logger=False, callbacks=[report])
         judge.validate(model, datamodule=data, ckpt_path=best, verbose=False)
-        results |= as_numbers(judge.callback_metrics)
     trainer.test(model, datamodule=data, ckpt_path=None if judged else best or None)  # the judge has loaded it
     if trainer.is_global_zero and not trainer.fast_dev_run:
         print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {logs[0].log_dir}")
+        if report.page:
+            print(f"report           {report.page}")
         print(f"TensorBoard      tensorboard --logdir {arguments.log_dir}")
-    return results | as_numbers(trainer.callback_metrics)
+    return results | report.metrics
 
 
 def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
-    """Validate, test or report on a checkpoint."""
+    """Validate or test a checkpoint, or do both and write the report."""
     path = Path(arguments.ckpt_path)
-    trainer = engine.Trainer(**constructor_arguments(engine.Trainer, arguments), logger=False)
-    (trainer.validate if command == "validate" else trainer.test)(model, datamodule=data, ckpt_path=path)
+    report = Report(arguments, run_folder(path) or Path(), watch=command == "report")
+    trainer = engine.Trainer(**constructor_arguments(engine.Trainer, arguments), logger=False, callbacks=[report])
+    for stage in ("validate", "test") if command == "report" else (command,):
+        getattr(trainer, stage)(model, datamodule=data, ckpt_path=path)
     if trainer.is_global_zero:
-        print(f"checkpoint   {path}")
-    return as_numbers(trainer.callback_metrics)
-
-
-def loggers(arguments: Any) -> list[engine.loggers.Logger]:
-    """TensorBoard and CSV, in one folder; none for a fast_dev_run, which leaves nothing behind."""
-    if arguments.fast_dev_run:
-        return []
-    tensorboard = engine.loggers.TensorBoardLogger(**logger_arguments(arguments))
-    begin_run(tensorboard.log_dir, to_yaml(arguments), arguments)
-    return [tensorboard, engine.loggers.CSVLogger(tensorboard.save_dir, tensorboard.name, tensorboard.version)]
+        print(f"checkpoint   {path}" + (f"\nreport       {report.page}" if report.page else ""))
+    return report.metrics
 
 
 def callbacks(arguments: Any) -> list[engine.Callback]:

@@ -166,31 +166,31 @@ class MInterface(engine.Module):
         outputs, targets = align(self.hparams["task"], self(inputs), targets)
         return self._log_loss("train", outputs, targets, on_step=True, on_epoch=True)
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Loss and metrics of a validation batch."""
-        self._evaluate("val", batch, dataloader_idx)
+        return self._evaluate("val", batch, dataloader_idx)
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Loss and metrics of a test batch."""
-        self._evaluate("test", batch, dataloader_idx)
+        return self._evaluate("test", batch, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probabilities, or values in a regression; targets in the batch are left aside."""
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
         return self.scale.restore(activate(self.hparams["task"], self(inputs)))
 
-    def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
+    def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> dict[str, Tensor]:
         inputs, targets = pair(batch)
         outputs, targets = align(self.hparams["task"], self(inputs), targets)
         self._log_loss(stage, outputs, targets)
-        key = f"{stage}{dataloader_idx}"
-        if key not in self.set_metrics:
+        if (key := f"{stage}{dataloader_idx}") not in self.set_metrics:
             self.set_metrics[key] = self.metrics.clone(prefix=f"{stage}_").to(outputs.device)
         chosen: Any = self.set_metrics[key]
         with explain("a metric", outputs=outputs, targets=targets):
             chosen.update(self.scale.restore(outputs), targets)
         for own, (name, metric) in zip(chosen.keys(keep_base=True), chosen.items(), strict=True):
             self.log(name, metric, prog_bar=name.endswith("_acc"), metric_attribute=f"set_metrics.{key}.{own}")
+        return {"outputs": outputs, "targets": targets}
 
     def _log_loss(self, stage: str, outputs: Tensor, targets: Tensor, **when: Any) -> Tensor:
         loss: Tensor = self.loss(outputs, self.scale(targets))

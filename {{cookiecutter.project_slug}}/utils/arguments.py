@@ -91,7 +91,8 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
         interfaces: DInterface and MInterface, whose arguments are flags.
 
     Returns:
-        The command and the arguments; `repeats` among these is the folder of the run whose config was given, or None.
+        The command, or "search" for --find_lr and the like, and the arguments; `repeats` among these is the folder of
+        the run whose config was given, or None.
 
     Raises:
         MisconfigurationException: A name, a file or a config does not exist or cannot be read.
@@ -119,7 +120,7 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     if command == "fit":
         _check_resumed(arguments, saved)
         _check_callbacks(arguments)
-        return command, arguments
+        return "search" if arguments.find_lr or arguments.find_batch_size else command, arguments
     if checkpoint is None:
         raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
     if command == "predict" and max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:

@@ -15,16 +15,17 @@ from rich.table import Table
 
 import engine
 from utils.processes import ask_first, is_first
+from utils.report import Report, report_on_folds
 from utils.run_folder import logger_arguments
 from utils.run_state import write_whole
 
 
-def fit_folds(arguments: Any, fit: Callable[[Any], dict[str, float]]) -> dict[str, float]:
+def fit_folds(arguments: Any, fit: Callable[[Any, Report], dict[str, float]]) -> dict[str, float]:
     """Train once for each fold, then print and write `folds.csv`: every metric of every fold, their mean and spread.
 
     Args:
         arguments: Those of the command line; `fold` is "all".
-        fit: Trains one fold and returns its metrics.
+        fit: Trains one fold, watched by a report, and returns its metrics.
 
     Returns:
         The mean of every metric, and under its name with `_std` the sample standard deviation.
@@ -44,15 +45,17 @@ def fit_folds(arguments: Any, fit: Callable[[Any], dict[str, float]]) -> dict[st
         # Several processes agree on it.
         new = ask_first("folds", lambda: {"name": f"version_{engine.loggers.TensorBoardLogger(**where).version}"})
         name = where["version"] or new["name"]
-    results = []
+    results, reports = [], []
     for fold in range(arguments.num_folds):
         if is_first():
             print(f"\nfold {fold}: {fold + 1} of {arguments.num_folds}")
-        results.append(fit(_with(arguments, fold=fold, run_name=f"{name}/fold_{fold}")))
+        one = _with(arguments, fold=fold, run_name=f"{name}/fold_{fold}")
+        reports.append(Report(one, watch=arguments.report, draw=False))
+        results.append(fit(one, reports[-1]))
         # Trainer and module hold each other: without this the weights of a fold would stay for the next.
         gc.collect()
     folder = Path(where["save_dir"], where["name"], name)
-    return _summarize(results, None if arguments.fast_dev_run else folder)
+    return _summarize(results, reports, None if arguments.fast_dev_run else folder)
 
 
 def _with(arguments: Any, **changes: Any) -> Any:
@@ -62,13 +65,14 @@ def _with(arguments: Any, **changes: Any) -> Any:
     return changed
 
 
-def _summarize(results: list[dict[str, float]], folder: Path | None) -> dict[str, float]:
+def _summarize(results: list[dict[str, float]], reports: list[Report], folder: Path | None) -> dict[str, float]:
     names = sorted(set.intersection(*(set(result) for result in results)))
     # A value that is logged for steps and epochs is there once more under its plain name.
     names = [name for name in names if name.removesuffix("_step").removesuffix("_epoch") not in set(names) - {name}]
     values = {name: [result[name] for result in results] for name in names}
     mean = {name: float(np.mean(column)) for name, column in values.items()}
     spread = {name: float(np.std(column, ddof=1)) for name, column in values.items()}
+    summary = mean | {f"{name}_std": value for name, value in spread.items()}
     if is_first():
         table = Table(f"{len(results)} folds", box=None, header_style="bold", pad_edge=False)
         table.add_column("mean ± std", justify="right", style="bold green")
@@ -83,4 +87,6 @@ def _summarize(results: list[dict[str, float]], folder: Path | None) -> dict[str
             writer.writerow(["mean", *(mean[name] for name in names)])
             writer.writerow(["std", *(spread[name] for name in names)])
             print(f"\nfolds            {write_whole(folder / 'folds.csv', text.getvalue())}")
-    return mean | {f"{name}_std": value for name, value in spread.items()}
+            if reports[0].watch:
+                print(f"report           {report_on_folds(folder, reports, values, summary)}")
+    return summary

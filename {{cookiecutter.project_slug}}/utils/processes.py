@@ -99,6 +99,14 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def share_of_samples() -> tuple[int, int]:
+    """Which samples of a set this process judges: those from which number on, and every how manieth."""
+    if hasattr(engine, "trainer"):
+        return engine.distributed.data_rank(), engine.distributed.data_world_size()
+    # Lightning goes by the name of engine.
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def ask_first(topic: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The answer of the process of rank 0, by the store at which the processes of a run meet.
 

@@ -239,6 +239,21 @@ def logger_arguments(arguments: Any) -> dict[str, Any]:
     return {"save_dir": arguments.log_dir, "name": experiment, "version": arguments.run_name}
 
 
+def loggers(arguments: Any, config: str) -> list[engine.loggers.Logger]:
+    """TensorBoard and CSV, in the folder of the run, which is taken; none for a fast_dev_run, which leaves nothing.
+
+    Args:
+        arguments: Those of the command line.
+        config: The same as YAML.
+    """
+    if arguments.fast_dev_run:
+        return []
+    # Hyper-parameters are shown with the final metrics, or not at all: TensorBoard heeds only the first that it gets.
+    tensorboard = engine.loggers.TensorBoardLogger(**logger_arguments(arguments), default_hp_metric=False)
+    begin_run(tensorboard.log_dir, config, arguments)
+    return [tensorboard, engine.loggers.CSVLogger(tensorboard.save_dir, tensorboard.name, tensorboard.version)]
+
+
 def _check_names(names: dict[str, str | None]) -> None:
     for flag, name in names.items():
         # Each fold of a run has a folder within the run's.

@@ -65,7 +65,7 @@ def release(folder: Path) -> None:
 
 def mark_finished(folder: Path) -> None:
     """Note in a run's folder that there is nothing left to do."""
-    write_whole(folder / ENVIRONMENT, json.dumps({**_environment(folder), "finished": True}, indent=2) + "\n")
+    write_whole(folder / ENVIRONMENT, json.dumps({**read_environment(folder), "finished": True}, indent=2) + "\n")
 
 
 def choose_folder(arguments: Any, config: str) -> None:
@@ -171,11 +171,11 @@ def job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def write_whole(path: Path, text: str) -> Path:
+def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file so that it is whole or not there."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         return temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -203,9 +203,11 @@ def _choose(config: str, folder: Path, run_name: str | None) -> dict[str, Any]:
     wanted, job = _comparable(yaml.safe_load(config)), job_id()
     found = [file.parent for glob in (f"*/{CONFIG}", f"*/fold_*/{CONFIG}") for file in folder.glob(glob)]
     runs = [run for run in found if _comparable(_read_yaml(run / CONFIG)) == wanted]
-    runs.sort(key=lambda run: (job is not None and _environment(run).get("job") == job, _started(run)), reverse=True)
+    runs.sort(
+        key=lambda run: (job is not None and read_environment(run).get("job") == job, _started(run)), reverse=True
+    )
     for run in runs:
-        own = job is not None and _environment(run).get("job") == job
+        own = job is not None and read_environment(run).get("job") == job
         if not _is_finished(run) and _try_to_hold(run):
             # Whoever held it a moment ago may have finished it.
             if not _is_finished(run):
@@ -234,7 +236,7 @@ def _comparable(config: Any) -> dict[str, Any]:
 
 
 def _is_finished(run: Path) -> bool:
-    return _environment(run).get("finished") is True
+    return read_environment(run).get("finished") is True
 
 
 def _started(run: Path) -> int:
@@ -244,7 +246,7 @@ def _started(run: Path) -> int:
         return 0
 
 
-def _environment(run: Path) -> dict[str, Any]:
+def read_environment(run: Path) -> dict[str, Any]:
     try:
         content = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
