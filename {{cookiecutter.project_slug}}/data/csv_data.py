@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.folder_data import SPLIT_WORDS, read_picture
+from data.folder_data import SPLIT_WORDS, describe_reading, read_picture
 from utils.tables import Table
 
 TASKS = ("multiclass", "binary", "multilabel", "regression")
@@ -97,6 +97,7 @@ class CsvData(Dataset[Any]):
         self.pictures: list[str] | None = None
         if image_column is not None:
             self.sample_shape: tuple[int, ...] = (1 if grayscale else 3, size, size)
+            self.preprocessing = describe_reading(size, grayscale)
             files = table.text(image_column)
             _check_files(self.folder, files)
             self.pictures = [files[row] for row in chosen]
@@ -106,6 +107,7 @@ class CsvData(Dataset[Any]):
                 self.groups = self.pictures  # no picture of several rows is trained and tested on
         elif features:
             self.sample_shape = (len(features),)
+            self.preprocessing = {"columns": list(features)}
             self.inputs = torch.from_numpy(table.numbers(features)[chosen]).float()
         else:
             raise ValueError(f"{file} has no column to predict {target} from; if it has, give its delimiter")

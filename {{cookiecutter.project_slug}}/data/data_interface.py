@@ -7,7 +7,7 @@ import time
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 import engine
 from utils.registry import accepts, build_dataset, load_class, own_splits
@@ -114,7 +114,7 @@ class DInterface(engine.DataModule):
         # A batch norm cannot learn from one sample: an epoch that would end with it leaves it out.
         alone = share > size and share % size == 1
         if not self.hparams["balanced_sampling"]:
-            return self._loader(dataset, shuffle=True, drop_last=alone)
+            return self.loader(dataset, shuffle=True, drop_last=alone)
         classes = class_per_sample(dataset)
         if classes is None:
             raise engine.MisconfigurationException(
@@ -123,22 +123,26 @@ class DInterface(engine.DataModule):
             )
         labels = torch.tensor(classes)
         weights = (1 / torch.bincount(labels).double())[labels]
-        return self._loader(dataset, sampler=WeightedRandomSampler(weights.tolist(), len(classes)), drop_last=alone)
+        return self.loader(dataset, sampler=WeightedRandomSampler(weights.tolist(), len(classes)), drop_last=alone)
 
     def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Batches in the datasets' order, by name."""
-        return {name: self._loader(dataset) for name, dataset in self.sets["val"].items()}
+        return {name: self.loader(dataset) for name, dataset in self.sets["val"].items()}
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Batches in the datasets' order, by name."""
-        return {name: self._loader(dataset) for name, dataset in self.sets["test"].items()}
+        return {name: self.loader(dataset) for name, dataset in self.sets["test"].items()}
 
     def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Batches in the datasets' order, by name."""
-        return {name: self._loader(dataset) for name, dataset in self.sets["predict"].items()}
+        return {name: self.loader(dataset) for name, dataset in self.sets["predict"].items()}
 
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
-        workers = self.num_workers or 0
+    def loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        """Batches of any dataset, in its order unless the options of DataLoader say otherwise."""
+        if self.num_workers is None and not isinstance(dataset, IterableDataset):
+            self.num_workers = _workers_for(dataset, self.hparams["batch_size"])
+        # Of a dataset that can only be read from its start, every process would read all.
+        workers = 0 if isinstance(dataset, IterableDataset) else self.num_workers or 0
         if workers:
             options |= {"persistent_workers": True, "prefetch_factor": 4}
         pinned = torch.cuda.is_available()

@@ -55,6 +55,7 @@ class FolderData(Dataset[Any]):
         self.root, self.size, self.grayscale, self.flip = Path(root), size, grayscale, flip
         self.augment = augment and split == "train"
         self.sample_shape = (1 if grayscale else 3, size, size)
+        self.preprocessing = describe_reading(size, grayscale)
         folders = _split_folders(self.root)
         if split not in folders:
             raise ValueError(f"{root} has no split {split} of its own; it has {', '.join(folders)}")
@@ -66,7 +67,7 @@ class FolderData(Dataset[Any]):
             raise ValueError(f"{folders['train']} holds {what}; give each class a folder of pictures, as in cat/1.jpg")
         self.targets: list[int] | None = None
         if split == "predict" and folders["predict"] != folders.get("test"):
-            self.names = _pictures(self.root, folders["predict"])
+            self.names = files_below(self.root, folders["predict"])
         else:
             self.names, self.targets = self._labelled(split, folders)
         if not self.names:
@@ -89,7 +90,7 @@ class FolderData(Dataset[Any]):
             if name not in self.class_names:
                 known = ", ".join(self.class_names)
                 raise ValueError(f"{folder} is a class that {folders['train']} does not have; it has {known}")
-            found = _pictures(self.root, folder)
+            found = files_below(self.root, folder)
             if split == "train" and not found:
                 raise ValueError(f"{folder} holds no pictures ({' '.join(IMG_EXTENSIONS)}); add some or remove it")
             names += found
@@ -97,8 +98,37 @@ class FolderData(Dataset[Any]):
         return names, targets
 
 
+def describe_reading(size: int, grayscale: bool) -> dict[str, Any]:
+    """What `read_picture` makes of a picture, for whoever uses the net elsewhere."""
+    resize = f"shorter side to {size}, then centre crop"
+    return {"channels": "L" if grayscale else "RGB", "range": [0, 1], "resize": resize}
+
+
 def read_picture(file: Path, size: int, grayscale: bool, augment: bool, flip: bool) -> Tensor:
     """A picture as float32 of shape (channels, size, size) from 0 to 1; see FolderData for the arguments."""
+    image = v2.functional.resize(_decode(file, size, grayscale), [size])
+    if augment:
+        image = v2.RandomCrop(size, padding=size // 8)(image)
+        image = v2.RandomHorizontalFlip(0.5 if flip else 0.0)(image)
+    else:
+        image = v2.functional.center_crop(image, [size])
+    return v2.functional.to_dtype(image, torch.float32, scale=True)
+
+
+def picture_of_shape(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """A picture as float32 of a shape (channels, height, width) from 0 to 1, with 1 or 3 channels.
+
+    A square one is that of `read_picture`; any other is resized to exactly that height and width.
+    """
+    channels, height, width = shape
+    if height == width:
+        return read_picture(file, height, channels == 1, augment=False, flip=False)
+    image = v2.functional.resize(_decode(file, max(height, width), channels == 1), [height, width])
+    return v2.functional.to_dtype(image, torch.float32, scale=True)
+
+
+def _decode(file: Path, size: int, grayscale: bool) -> Tensor:
+    """A picture in its own size, or in a smaller one of at least `size`: uint8, or float32 from 0 to 1."""
     try:
         with Image.open(file) as opened:
             # A large JPEG is decoded at a half, a quarter or an eighth of its size if that is enough: much faster.
@@ -106,20 +136,12 @@ def read_picture(file: Path, size: int, grayscale: bool, augment: bool, flip: bo
             picture = ImageOps.exif_transpose(opened)  # as the camera was held
             if picture.mode in WHITE:
                 deep = np.asarray(picture, dtype=np.float32) / WHITE[picture.mode]
-                image = torch.from_numpy(deep).expand(1 if grayscale else 3, -1, -1)
-            else:
-                # Palettes with transparency have to be looked up first.
-                picture = picture.convert("RGBA") if picture.mode == "P" else picture
-                image = v2.functional.to_image(picture.convert("L" if grayscale else "RGB"))
+                return torch.from_numpy(deep).expand(1 if grayscale else 3, -1, -1)
+            # Palettes with transparency have to be looked up first.
+            picture = picture.convert("RGBA") if picture.mode == "P" else picture
+            return v2.functional.to_image(picture.convert("L" if grayscale else "RGB"))
     except Exception as error:
         raise ValueError(f"{file} cannot be read as a picture ({error}); repair or remove it") from error
-    image = v2.functional.resize(image, [size])
-    if augment:
-        image = v2.RandomCrop(size, padding=size // 8)(image)
-        image = v2.RandomHorizontalFlip(0.5 if flip else 0.0)(image)
-    else:
-        image = v2.functional.center_crop(image, [size])
-    return v2.functional.to_dtype(image, torch.float32, scale=True)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -151,12 +173,20 @@ def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures(root: Path, folder: Path) -> list[str]:
-    """Paths, relative to root, of all pictures in a folder and below."""
+def files_below(root: Path, folder: Path, suffixes: tuple[str, ...] = IMG_EXTENSIONS) -> list[str]:
+    """Paths, relative to root, of all files in a folder and below that end so; hidden ones are left out.
+
+    A folder that cannot be read stands for its files, so that whoever reads them learns of it.
+    """
     names: list[str] = []
-    for parent, below, files in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        files = [name for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
+    unreadable: list[OSError] = []
+    for parent, below, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
+        # A link to a folder above leads round in circles.
+        above = os.path.realpath(parent)
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in below if not name.startswith(".")}
+        below[:] = [name for name, path in real.items() if not (above + os.sep).startswith(path + os.sep)]
+        files = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
         where = Path(parent).relative_to(root)
         names += [(where / name).as_posix() for name in files]
+    names += [Path(error.filename).relative_to(root).as_posix() for error in unreadable]
     return sorted(names)

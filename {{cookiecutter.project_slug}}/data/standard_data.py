@@ -34,6 +34,8 @@ class StandardData(Dataset[tuple[Tensor, Tensor]]):
             chosen = digits["split"] == SPLITS.index("test" if split == "predict" else split)
             self.images = torch.from_numpy(digits["images"][chosen]).float().div(16).unsqueeze(1)
             self.targets = torch.from_numpy(digits["labels"][chosen]).long()
+        # Saved in checkpoints, for whoever uses the net elsewhere.
+        self.preprocessing = {"channels": "L", "range": [0, 1]}
         # Read in __getitem__, because validation samples that are taken out of training data get it switched off.
         self.augment = augment and split == "train"
 

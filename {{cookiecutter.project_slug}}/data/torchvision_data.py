@@ -52,6 +52,9 @@ class TorchvisionData(Dataset[tuple[Tensor, int]]):
         self.num_classes = len(self.class_names)
         self.sample_shape = tuple(self._read(0).shape)
         self._read(len(self) - 1)
+        self.preprocessing: dict[str, Any] = {"channels": "L" if self.sample_shape[0] == 1 else "RGB", "range": [0, 1]}
+        if size is not None:
+            self.preprocessing["resize"] = f"shorter side to {size}, then centre crop"
         self.images = _all_images(self.source) if size is None else None
 
     def __len__(self) -> int:

@@ -15,12 +15,17 @@ LONGEST = 3000
 
 def exit_with(message: str, code: int = 2) -> NoReturn:
     """Print one line of error, not too long and without control characters, and exit."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    _say(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-500:]}'}")
+    _say(f"error: {one_line(message)}")
     if hasattr(engine, "last_words") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # So that what others say of it is right.
         engine.last_words.mark_failed()
     raise SystemExit(code)
+
+
+def one_line(message: str) -> str:
+    """A message as a line for the terminal: not too long, and without control characters."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return line if len(line) <= LONGEST else f"{line[:1000]} ... {line[-500:]}"
 
 
 def _say(text: str) -> None:

@@ -6,11 +6,17 @@ import csv
 import difflib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from engine import MisconfigurationException
+
+DELIMITERS = ",;\t"
+# Larger numbers are infinite as float32.
+LARGEST = float(np.finfo(np.float32).max)
 MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none")
 
 
@@ -29,7 +35,7 @@ class Table:
         first = text.partition("\n")[0]
         reader = csv.reader(
             io.StringIO(text, newline=""),
-            delimiter=delimiter or max(",;\t", key=first.count),
+            delimiter=delimiter or max(DELIMITERS, key=first.count),
             skipinitialspace=True,
             strict=True,
         )
@@ -55,7 +61,7 @@ class Table:
         if "" in header:
             raise ValueError(f"{self.file}: column {header.index('') + 1} has no name; name it, or remove it")
         repeated = [name for name, count in Counter(header).items() if count > 1]
-        if repeated or any("." in name and _number(name) == _number(name) for name in header):
+        if repeated or any("." in name and to_number(name) == to_number(name) for name in header):
             what = f"names {repeated[0]} twice" if repeated else "holds numbers"
             raise ValueError(f"{self.file}: the first line {what}; it must name each column once")
 
@@ -87,7 +93,7 @@ class Table:
     def is_numeric(self, names: Sequence[str], rows: Sequence[int]) -> bool:
         """Whether columns hold numbers, leaving aside missing values."""
         cells = {self.columns[name][row].strip().lower() for name in names for row in rows} - set(MISSING)
-        return bool(cells) and not any(np.isnan(_number(cell)) for cell in cells)
+        return bool(cells) and not any(np.isnan(to_number(cell)) for cell in cells)
 
     def numbers(self, names: Sequence[str], rows: Sequence[int] | None = None) -> np.ndarray:
         """Cells of columns, of shape (rows, columns); float64, but all of them finite as float32."""
@@ -95,17 +101,58 @@ class Table:
         values = np.empty((len(rows), len(names)))
         for position, name in enumerate(names):
             column = self.columns[name]
-            values[:, position] = np.fromiter((_number(column[row]) for row in rows), float, len(rows))
-            wrong = ~(np.abs(values[:, position]) <= np.finfo(np.float32).max)
+            values[:, position] = np.fromiter((to_number(column[row]) for row in rows), float, len(rows))
+            wrong = ~(np.abs(values[:, position]) <= LARGEST)
             if wrong.any():
                 row = rows[int(wrong.argmax())]
-                cell = column[row].strip()
-                what = "the value is missing" if cell.lower() in MISSING else f"{cell} is no number"
+                what = no_number(column[row])
                 raise ValueError(f"{self.place(row, name)}: {what}; mend it, or name features, target or image_column")
         return values
 
 
-def _number(cell: str) -> float:
+def read_rows(file: Path, delimiter: str | None = None) -> Iterator[tuple[int, list[str] | str]]:
+    """The rows of a CSV file one by one, that of the column names first, without holding more than one.
+
+    Args:
+        file: The file, in UTF-8; what is not comes as lone surrogates.
+        delimiter: As in `Table`, where the first line has it; it counts before others that the line has as often.
+
+    Yields:
+        The number of a row's last line, and its cells; or a text, the reason why it cannot be read.
+
+    Raises:
+        MisconfigurationException: The file cannot be read.
+    """
+    try:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            first = lines.readline()
+            chosen = max([*(delimiter or ""), *DELIMITERS], key=first.count)
+            reader = csv.reader(chain([first], lines), delimiter=chosen, skipinitialspace=True, strict=True)
+            width = None
+            while True:
+                try:
+                    row = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield reader.line_num, f"{error}; mend its quotes"
+                    continue
+                # Spreadsheets leave rows of empty cells.
+                if any(row):
+                    width = width or len(row)
+                    fits = len(row) == width
+                    yield reader.line_num, row if fits else f"there are {len(row)} cells for {width} columns"
+    except OSError as error:
+        raise MisconfigurationException(f"{file} cannot be read: {error.strerror}; give another file") from error
+
+
+def no_number(cell: str) -> str:
+    """What is wrong with a cell that is no finite number."""
+    cell = cell.strip()
+    return "the value is missing" if cell.lower() in MISSING else f"{cell:.100} is no number"
+
+
+def to_number(cell: str) -> float:
     """A cell as a number; nan if it is none."""
     try:
         return float(cell)
