@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 
 import numpy as np
 
@@ -161,7 +162,7 @@ def per_class(names: Sequence[str], table: Sequence[Mapping[str, float]], title:
     ax.plot(precision, places, "o", color=BLUE, label="precision", markersize=7, clip_on=False)
     ax.plot(recall, places, "D", color=ORANGE, label="recall", markersize=5.5, clip_on=False)
     ax.set_yticks(places, [f"{_short(names[n])}  ({table[n]['samples']:,.0f})" for n in order], fontsize=9)
-    ax.invert_yaxis()
+    ax.set_ylim(len(order) - 0.5, -0.5)
     lowest = np.nanmin([*precision, *recall, 1.0])
     ax.set_xlim(max(0.0, math.floor(lowest * 20 - 1) / 20), 1.0)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -171,28 +172,32 @@ def per_class(names: Sequence[str], table: Sequence[Mapping[str, float]], title:
     return drawn
 
 
-def pictures(images: Sequence[np.ndarray], captions: Sequence[str], inches: float, columns: int = 4) -> Figure:
-    """Pictures, each with a caption below.
+def pictures(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], inches: float) -> Figure:
+    """Pictures in rows of four, each with a caption below.
 
     Args:
         images: Of shape (1 or 3, height, width); their smallest value is shown black, their largest white.
-        captions: A text of one to three lines for each.
+        captions: The lines of each one's caption, which are cut where they would be too long.
         inches: Width of each.
-        columns: Pictures side by side.
     """
-    columns = min(columns, len(images))
+    columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
-    lines = max(caption.count("\n") + 1 for caption in captions)
-    drawn = figure(inches * columns, (0.92 * inches + 0.17 * lines) * rows)
-    axes = drawn.subplots(rows, columns, squeeze=False).flatten()
-    for ax in axes:
+    square, below = 0.92 * inches, 0.14 * max(map(len, captions)) + 0.1
+    width, height = inches * columns, (square + below) * rows
+    # Placed by hand: a layout that makes room for captions would shrink the pictures to nothing.
+    drawn = figure(width, height)
+    drawn.set_layout_engine("none")
+    for place, (image, lines) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(place, columns)
+        left, top = (column + 0.04) * inches, height - row * (square + below)
+        ax = drawn.add_axes((left / width, (top - square) / height, square / width, square / height))
         ax.set_axis_off()
-    for ax, image, caption in zip(axes, images, captions, strict=False):
         low, high = float(image.min()), float(image.max())
         image = (image - low) / (high - low if high > low else 1)
         smooth = "nearest" if max(image.shape) < 64 else "antialiased"
         ax.imshow(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1), cmap="gray", interpolation=smooth)
-        ax.text(0.5, -0.04, caption, transform=ax.transAxes, ha="center", va="top", fontsize=8)
+        text = "\n".join(_short(line, int(inches * 14)) for line in lines)
+        ax.text(0.5, -0.03, text, transform=ax.transAxes, ha="center", va="top", fontsize=8)
     return drawn
 
 
@@ -204,6 +209,8 @@ def predicted_against_true(values: np.ndarray, names: Sequence[str], title: str)
         names: Of the targets.
         title: Above all.
     """
+    from matplotlib.ticker import MaxNLocator
+
     count = values.shape[2]
     drawn = figure(4.6 * count, 4.4)
     drawn.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
@@ -225,7 +232,8 @@ def learning_rate(rates: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     drawn = figure(*PANEL)
     ax = drawn.subplots()
     for colour, (name, (epochs, values)) in zip(SERIES, rates.items(), strict=False):
-        ax.plot(epochs, values, color=colour, linewidth=1.8, label=name)
+        marker = "o" if len(values) <= 20 else None
+        ax.plot(epochs, values, color=colour, linewidth=1.8, label=name, marker=marker, markersize=3)
     if len(rates) > 1:
         ax.legend(fontsize=8)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -272,7 +280,13 @@ def _colour(name: str, names: Sequence[str]) -> str:
 
 
 def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A text with its middle left out, if it is wider than so many letters; those of Chinese count twice."""
+    widths = [2 if east_asian_width(letter) in "WF" else 1 for letter in name]
+    if sum(widths) <= most:
+        return name
+    head = [letter for letter, end in zip(name, np.cumsum(widths), strict=True) if end <= most // 2]
+    tail = [letter for letter, end in zip(name[::-1], np.cumsum(widths[::-1]), strict=True) if end < most - most // 2]
+    return f"{''.join(head)}…{''.join(tail[::-1])}"
 
 
 def _whole_numbers(ax: Axes) -> None:

@@ -90,8 +90,9 @@ def show_mistakes(page: Page, results: Results, names: Sequence[str], suffix: st
         return
     told = [tell(mistake, results.task, names) for mistake in worst]
     if all(mistake.picture is not None for mistake in worst):
-        names = [mistake.name if len(mistake.name) <= 24 else f"…{mistake.name[-23:]}" for mistake in worst]
-        captions = [f"{true}, taken for {said}\n{name}" for (true, said), name in zip(told, names, strict=True)]
+        captions = [
+            (true, f"taken for {said}", mistake.name) for (true, said), mistake in zip(told, worst, strict=True)
+        ]
         drawn = figures.pictures([m.picture for m in worst if m.picture is not None], captions, inches=1.6)
         page.figure(f"worst_mistakes{suffix}", figures.png(drawn), "Pictures that the net got most wrong")
     rows = [[mistake.name, *words, mistake.loss] for words, mistake in zip(told, worst, strict=True)]
@@ -124,7 +125,7 @@ def show_samples(page: Page, dataset: Dataset[Any], names: Sequence[str] | None,
     pairs = [sample if isinstance(sample, list | tuple) else (sample, None) for sample in chosen]
     if not all(isinstance(pair[0], torch.Tensor) and pair[0].ndim == 3 and len(pair[0]) in (1, 3) for pair in pairs):
         return
-    captions = [_target(pair[1], names) for pair in pairs]
+    captions = [[_target(pair[1], names)] for pair in pairs]
     page.heading("Samples", f"As the net gets them{', augmented as in training' if training else ''}.")
     drawn = figures.pictures([pair[0].float().numpy() for pair in pairs], captions, inches=1.2)
     page.figure("samples", figures.png(drawn), "Samples with their targets")
