@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,10 @@ def figure(width: float, height: float) -> Figure:
 def png(drawn: Figure) -> bytes:
     """A figure as the bytes of a PNG file, with a white background."""
     content = io.BytesIO()
-    drawn.savefig(content, format="png", facecolor="white")
+    with warnings.catch_warnings():
+        # Letters that no font here has are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        drawn.savefig(content, format="png", facecolor="white")
     return content.getvalue()
 
 
@@ -221,9 +225,11 @@ def predicted_against_true(values: np.ndarray, names: Sequence[str], title: str)
         ax.plot(
             true, predicted, "o", color=BLUE, alpha=0.5 if len(true) < 1000 else 0.15, markersize=4, markeredgewidth=0
         )
-        ax.set(
-            xlabel=f"True {names[number]}", ylabel=f"Predicted {names[number]}", aspect="equal", adjustable="datalim"
-        )
+        told = names[number]
+        ax.set(xlabel=f"True {told}", ylabel=f"Predicted {told}", aspect="equal", adjustable="datalim")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins=4))
+            axis.set_major_formatter(lambda value, _: f"{value:,g}")
     return drawn
 
 
