@@ -66,11 +66,12 @@ class Predictions(nn.Module):
         return predictions
 
 
-def export(model: Any, arguments: Any) -> dict[str, float]:
+def export(model: Any, data: Any, arguments: Any) -> dict[str, float]:
     """Export the net of a checkpoint, and check that what was exported gives the same.
 
     Args:
         model: The MInterface, before it has a net.
+        data: The DInterface, which is left alone: there may be no data.
         arguments: Those of the command line.
 
     Returns:

@@ -82,14 +82,15 @@ def _listed(devices: Any) -> list[int]:
 def fitting_here(saved: Mapping[str, Any], command: str) -> dict[str, Any]:
     """The arguments of a saved run, without its number of processes where this start has another.
 
-    Under a launcher there is a number already, and `predict` runs in one process.
+    Under a launcher there is a number already, and `predict` and `export` run in one process.
     """
+    alone = command in ("predict", "export")
     world = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     left_out = {"num_nodes"} if saved.get("num_nodes") != world // local else set()
-    if (command == "predict" or "RANK" in os.environ) and number_of(saved.get("devices", "auto")) != local:
+    if (alone or "RANK" in os.environ) and number_of(saved.get("devices", "auto")) != local:
         left_out |= {"devices"}
-    if command == "predict":
+    if alone:
         left_out |= {"strategy"}
     return {name: value for name, value in saved.items() if name not in left_out}
 
