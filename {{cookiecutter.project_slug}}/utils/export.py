@@ -85,12 +85,15 @@ def export(model: Any, data: Any, arguments: Any) -> dict[str, float]:
     """
     _check_arguments(arguments)
     formats, checkpoint = _choose(arguments.formats), Path(arguments.ckpt_path)
-    inputs = learned(checkpoint).get("inputs")
+    about = learned(checkpoint)
+    inputs = about.get("inputs")
     if not isinstance(inputs, dict):
         raise engine.MisconfigurationException(
             f"{checkpoint} does not say what its net is given, because samples were no tensors; export such a net with "
             "torch.export.export in a script of your own"
         )
+    # What the dataset has told beyond what the net takes, such as the number of classes.
+    model.hparams["model"] = (about.get("model") or {}) | model.hparams["model"]
     content = _load(model, checkpoint)
     predictions = Predictions(model).eval().requires_grad_(False)
     given = [_random_inputs(predictions, inputs, count) for count in BATCHES]
