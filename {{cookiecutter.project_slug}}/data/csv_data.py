@@ -141,7 +141,7 @@ class CsvData(Dataset[Any]):
         assert values is not None
         if self.task == "multilabel" and not np.isin(values, (0, 1)).all():
             raise ValueError(f"target={target}: multilabel has columns of 0 and 1 only; give another task")
-        self.num_targets = len(target)
+        self.num_targets, self.class_names = len(target), list(target)
         targets = torch.zeros(len(table.lines), len(target))
         targets[labelled] = torch.from_numpy(values).float()
         return targets if self.task == "multilabel" or len(target) > 1 else targets[:, 0]

@@ -82,7 +82,7 @@ class Page:
 
     def render(self) -> str:
         """The page as HTML."""
-        template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+        template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
         return template.substitute(
             title=escape(self.title), subtitle=escape(self.subtitle), content="\n".join(self._parts)
         )

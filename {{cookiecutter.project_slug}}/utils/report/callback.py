@@ -15,8 +15,10 @@ import engine
 from utils import figures
 from utils.metrics import as_numbers, usual_mode
 from utils.processes import share_of_samples
-from utils.report_page import Page
-from utils.report_sections import (
+from utils.report.logs import read_curves, read_speed
+from utils.report.page import Page
+from utils.report.results import Results
+from utils.report.sections import (
     class_names,
     show_curves,
     show_curves_of_folds,
@@ -27,8 +29,6 @@ from utils.report_sections import (
     show_samples,
     show_settings,
 )
-from utils.results import Results
-from utils.run_logs import read_curves, read_speed
 from utils.run_state import read_environment, write_whole
 from utils.samples import per_sample
 

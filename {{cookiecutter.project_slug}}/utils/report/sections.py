@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 from utils import figures
-from utils.report_page import Page, as_text
-from utils.results import MOST_CLASSES, Mistake, Results, per_class
-from utils.run_logs import Curve
+from utils.report.logs import Curve
+from utils.report.page import Page, as_text
+from utils.report.results import MOST_CLASSES, Mistake, Results, per_class
 from utils.samples import same_randomness
 
 # Numbers at the top, panels of learning curves, samples and confusions that are shown.

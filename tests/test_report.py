@@ -1,0 +1,327 @@
+"""The report of a run: figures, the page in a browser, TensorBoard, and what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix, precision_recall_fscore_support
+from utils.report.results import WORST, Results, per_class
+
+QUIET = ("--enable_progress_bar", "false", "--enable_model_summary", "false")
+SHORT = ("--max_epochs", "2", *QUIET, "--log_every_n_steps", "5", "--report", "true")
+FEW = ("--max_epochs", "1", "--limit_train_batches", "4", *QUIET, "--log_every_n_steps", "2", "--report", "true")
+FIGURES = {"curve_loss", "curve_acc", "curve_f1", "confusion_matrix", "per_class", "worst_mistakes", "samples"}
+FIGURES |= {"learning_rate", "throughput"}
+
+
+def main(project: Path, folder: Path, *words: str) -> str:
+    """What `python main.py` prints in a fresh process."""
+    command = [sys.executable, str(project / "main.py"), *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def text_of(page: Path) -> str:
+    """The words of a page."""
+    return re.sub(r"<[^>]*>", " ", page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def trained(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs."""
+    folder = tmp_path_factory.mktemp("run")
+    out = main(generated, folder, *SHORT)
+    assert "report           logs/standard_net/version_0/report/report.html\n" in out
+    return folder / "logs" / "standard_net" / "version_0"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real one, of Debian or wherever it lies."""
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if found is None:
+        assert not os.environ.get("CI"), "CI has to install chromium"
+        pytest.skip("no Chromium is installed")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=flags)
+        yield browser
+        browser.close()
+
+
+def test_every_figure_is_drawn(trained: Path) -> None:
+    files = {file.stem: file for file in (trained / "report").glob("*.png")}
+    assert set(files) == FIGURES
+    for file in files.values():
+        with Image.open(file) as picture:
+            assert min(picture.size) > 250 and np.asarray(picture.convert("L")).std() > 5, file
+    assert not list((trained / "report").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("width", [1366, 390])
+def test_the_page_in_a_browser(trained: Path, browser: Any, width: int) -> None:
+    page: Page = browser.new_page(viewport={"width": width, "height": 800})
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+    page.goto((trained / "report" / "report.html").as_uri())
+    assert said == [] and set(asked) <= {"file", "data"}
+    images = page.evaluate(
+        "[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width, i.alt])"
+    )
+    assert len(images) == len(FIGURES)
+    for complete, natural, shown, alternative in images:
+        # At its natural size, text has the size of the page's; shrunk to less than two thirds it cannot be read.
+        assert complete and alternative and shown >= natural * 96 / 150 * 0.65
+    # Nothing but boxes of their own are moved sideways.
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("h1").inner_text() == "standard_net on standard_data"
+    page.locator("summary").first.click()
+    assert page.locator("details[open] td").first.is_visible()
+    page.close()
+
+
+def test_the_page_says_what_was_measured(trained: Path) -> None:
+    text = text_of(trained / "report" / "report.html")
+    rows = (trained / "metrics.csv").read_text().splitlines()
+    columns = rows[0].split(",")
+    accuracy = float(rows[-1].split(",")[columns.index("test_acc")])
+    assert f"{accuracy:.4f}" in text and "269 are wrong" in text
+    assert f"{269 - round(accuracy * 269)} of 269" in text
+
+
+def tensorboard(logs: Path) -> Iterator[Callable[..., Any]]:
+    """Start TensorBoard, and give a function that asks it: `ask("scalars/tags")`."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", "0", "--load_fast", "false"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "http://" in line)
+        where = re.findall(r"http://\S+?/", line)[0]
+
+        def ask(path: str, body: Any = None) -> Any:
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(f"{where}data/plugin/{path}", data, {"Content-Type": "application/json"})
+            content = urllib.request.urlopen(request, timeout=60).read()
+            return content if content.startswith(b"\x89PNG") else json.loads(content)
+
+        yield ask
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def ask(trained: Path) -> Iterator[Callable[..., Any]]:
+    """A function that asks a real TensorBoard, once it has read the run."""
+    for ask in tensorboard(trained.parents[1]):
+        end = time.monotonic() + 60
+        while not (ask("scalars/tags") and ask("images/tags")) and time.monotonic() < end:
+            time.sleep(0.3)
+        yield ask
+
+
+def test_tensorboard_has_scalars_figures_and_the_graph(ask: Callable[..., Any], trained: Path) -> None:
+    (run,) = ask("scalars/tags")
+    assert {"train_loss_step", "val_acc", "test_acc", "final/test_acc", "final/val_loss"} <= set(
+        ask("scalars/tags")[run]
+    )
+    assert set(ask("images/tags")[run]) == {f"report/{name}" for name in FIGURES}
+    for name in FIGURES:
+        (found,) = ask(f"images/images?run={run}&tag=report/{name}&sample=0")
+        png = ask(f"images/individualImage?{found['query']}")
+        assert png == (trained / "report" / f"{name}.png").read_bytes()
+    assert ask("graphs/info")[run]["run_graph"] is True
+
+
+def test_tensorboard_compares_runs_by_their_final_metrics(ask: Callable[..., Any], trained: Path) -> None:
+    experiment = ask("hparams/experiment", {"experimentName": "", "hparamsLimit": 0, "includeMetrics": True})
+    metrics = [info["name"] for info in experiment["metricInfos"]]
+    assert {"final/test_acc", "final/val_loss"} <= {metric["tag"] for metric in metrics}
+    params = {info["name"]: info for info in experiment["hparamInfos"]}
+    assert {"lr", "batch_size", "model/width", "optimizer"} <= set(params)
+    wanted = [{"metric": metric} for metric in metrics] + [{"hparam": name} for name in params]
+    request = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING"]}
+    request |= {"colParams": wanted, "startIndex": 0, "sliceSize": 10}
+    (group,) = ask("hparams/session_groups", request)["sessionGroups"]
+    assert group["hparams"]["lr"] == 0.003
+    values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+    rows = (trained / "metrics.csv").read_text().splitlines()
+    test_acc = float(rows[-1].split(",")[rows[0].split(",").index("test_acc")])
+    assert values["final/test_acc"] == pytest.approx(test_acc, abs=1e-6)
+
+
+def test_from_a_checkpoint_alone(generated: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "moved.ckpt")
+    out = main(generated, tmp_path, "report", "--ckpt_path", "moved.ckpt")
+    assert "report       report/report.html\n" in out
+    # Nobody knows how it was trained.
+    there = {file.stem for file in (tmp_path / "report").glob("*.png")}
+    assert there == FIGURES - {"curve_loss", "curve_acc", "curve_f1", "learning_rate", "throughput"}
+    before, now = text_of(trained / "report" / "report.html"), text_of(tmp_path / "report" / "report.html")
+    for line in (r"\d+ of 269 are wrong", r"loss\s+[\d.]+\s+[\d.]+"):
+        assert re.findall(line, now)[:1] == re.findall(line, before)[:1] != []
+
+
+def test_two_processes_count_every_sample_once(generated: Path, trained: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "moved.ckpt")
+    main(generated, tmp_path, "report", "--ckpt_path", str(checkpoint), "--devices", "2", "--accelerator", "cpu")
+    alone, both = (text_of(page) for page in (trained / "report" / "report.html", tmp_path / "report" / "report.html"))
+    by_class = r"All numbers by class.*?Worst mistakes .*?no\. \d+"
+    assert re.findall(by_class, both, re.DOTALL) == re.findall(by_class, alone, re.DOTALL) != []
+
+
+def test_a_run_can_do_without(run: Callable, tmp_path: Path) -> None:
+    assert run(*FEW[:-2], "--report", "false").code == 0
+    assert not list(tmp_path.glob("logs/*/*/report"))
+    assert run("report", "--ckpt_path", "best").code == 0
+    assert (tmp_path / "logs/standard_net/version_0/report/report.html").is_file()
+
+
+def test_a_dev_run_leaves_none(run: Callable, tmp_path: Path) -> None:
+    assert run("--fast_dev_run", "true", "--report", "true").code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_costs_no_run(run: Callable, tmp_path: Path) -> None:
+    blocked = tmp_path / "logs/standard_net/mine"
+    blocked.mkdir(parents=True)
+    (blocked / "report").write_text("in the way")
+    outcome = run(*FEW, "--run_name", "mine")
+    assert outcome.code == 0 and outcome.metrics["test_acc"] > 0
+    assert re.search(r"^warning: no report: .*report.*; python main.py report --ckpt_path best", outcome.err, re.M)
+    assert json.loads((blocked / "environment.json").read_text())["finished"] is True
+
+
+def test_folds_have_one_report(run: Callable, tmp_path: Path) -> None:
+    outcome = run(*FEW, "--num_folds", "2", "--fold", "all")
+    assert "report           logs/standard_net/version_0/report/report.html" in outcome.out
+    assert [page.parent.parent.name for page in tmp_path.rglob("report.html")] == ["version_0"]
+    folder = tmp_path / "logs/standard_net/version_0/report"
+    assert {"folds_val_acc", "curve_val_loss", "confusion_matrix"} <= {file.stem for file in folder.glob("*.png")}
+    text = text_of(folder / "report.html")
+    # 1,528 samples, each judged in the fold that it was not trained in.
+    wrong = round((1 - outcome.metrics["val_acc"]) * 1528)
+    assert f"{wrong:,} of 1,528 are wrong" in text and "fold 1, no. " in text
+    assert f"{outcome.metrics['val_acc']:.4f} ± {outcome.metrics['val_acc_std']:.4f}" in text
+
+
+def write_table(kind: str) -> list[str]:
+    """A table for a task; returns the flags that train on it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 3))
+    targets = {
+        "regression": {"price": x[:, 0] * 1e4, "weight": x[:, 1] + 70},
+        "multilabel": {"wet": (x[:, 0] > 0) * 1, "cold": (x[:, 1] > 0) * 1},
+        "binary": {"ill": np.where(x[:, 0] + x[:, 1] > 0, "<b>ill</b>", "健康")},
+    }[kind]
+    columns = {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], **targets}
+    lines = [",".join(columns), *(",".join(str(cell) for cell in row) for row in zip(*columns.values(), strict=True))]
+    Path("table.csv").write_text("\n".join(lines), encoding="utf-8")
+    return ["--dataset", "csv_data", "--data.file", "table.csv", "--model_name", "mlp", "--task", kind,
+            "--data.target", *targets]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "figures", "words"),
+    [
+        ("regression", {"predicted_against_true"}, ["Largest errors", "row "]),
+        ("multilabel", {"per_class"}, ["Worst mistakes", "wet", "cold"]),
+        ("binary", {"confusion_matrix", "per_class"}, ["Worst mistakes", "健康", "&lt;b&gt;ill&lt;/b&gt;"]),
+    ],
+)
+def test_tasks_on_tables(task: str, figures: set[str], words: list[str], run: Callable, tmp_path: Path) -> None:
+    outcome = run(*FEW, *write_table(task), "--batch_size", "16")
+    assert outcome.code == 0 and "warning" not in outcome.err, outcome.err
+    folder = tmp_path / "logs/mlp/version_0/report"
+    there = {file.stem for file in folder.glob("*.png")}
+    assert figures <= there and "samples" not in there and "worst_mistakes" not in there
+    text = text_of(folder / "report.html")
+    assert [word for word in words if word not in text] == []
+
+
+class Unscaled:
+    """A TargetScale that does nothing."""
+
+    def __call__(self, targets: torch.Tensor) -> torch.Tensor:
+        return targets
+
+    def restore(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs
+
+
+def judged(task: str, outputs: torch.Tensor, targets: torch.Tensor, inputs: torch.Tensor, classes: int) -> Results:
+    results = Results(task, classes)
+    for start in range(0, len(inputs), 7):
+        part = slice(start, start + 7)
+        results.add(inputs[part], outputs[part], targets[part], Unscaled())
+    results.merge([f"sample {number}" for number in range(len(inputs))])
+    return results
+
+
+def test_counts_are_those_of_sklearn() -> None:
+    torch.manual_seed(0)
+    outputs, targets, images = torch.randn(100, 4), torch.randint(4, (100,)), torch.rand(100, 1, 5, 5)
+    results = judged("multiclass", outputs, targets, images, 4)
+    said = outputs.argmax(dim=1)
+    assert results.counts is not None and (results.counts.numpy() == confusion_matrix(targets, said)).all()
+    wanted = precision_recall_fscore_support(targets, said)
+    table = per_class(results.counts)
+    for column, values in zip(("precision", "recall", "F1", "samples"), wanted, strict=True):
+        assert [row[column] for row in table] == pytest.approx(values.tolist())
+    # The worst are the wrong ones of the largest loss, and know their sample.
+    losses = torch.nn.functional.cross_entropy(outputs, targets, reduction="none") * (said != targets)
+    order = losses.argsort(descending=True)[:WORST].tolist()
+    assert [mistake.index for mistake in results.worst] == order
+    assert results.worst[0].name == f"sample {order[0]}"
+    assert results.worst[0].picture is not None
+    assert (results.worst[0].picture == images[order[0]].numpy()).all()
+
+
+def test_counts_of_labels_and_of_two_classes_are_those_of_sklearn() -> None:
+    torch.manual_seed(1)
+    outputs, targets = torch.randn(50, 3), torch.randint(2, (50, 3)).float()
+    labels = judged("multilabel", outputs, targets, torch.rand(50, 2), 3)
+    assert labels.counts is not None
+    assert (labels.counts.numpy() == multilabel_confusion_matrix(targets, outputs > 0)).all()
+    wanted = precision_recall_fscore_support(targets, outputs > 0)
+    assert [row["F1"] for row in per_class(labels.counts)] == pytest.approx(wanted[2].tolist())
+    two = judged("binary", outputs[:, 0], targets[:, 0], torch.rand(50, 2), 1)
+    assert two.counts is not None and (two.counts.numpy() == confusion_matrix(targets[:, 0], outputs[:, 0] > 0)).all()
+
+
+def test_labels_that_do_not_count_are_left_out_and_sequences_count_by_position() -> None:
+    outputs, targets = torch.randn(4 * 6, 5), torch.randint(5, (4 * 6,))
+    targets[:3] = -100
+    results = Results("sequence", 5)
+    results.add(torch.zeros(4, 6, dtype=torch.long), outputs, targets, Unscaled())
+    results.merge(None)
+    assert results.counts is not None and results.seen == 4 and int(results.counts.sum()) == 21
+    assert all(mistake.target is None for mistake in results.worst)
+
+
+def test_memory_does_not_grow_with_the_set() -> None:
+    results = Results("multiclass", 10)
+    for _ in range(300):
+        results.add(torch.rand(64, 3, 8, 8), torch.randn(64, 10), torch.randint(10, (64,)), Unscaled())
+    assert results.seen == 64 * 300 and len(results.worst) == WORST
+    regression = Results("regression", None)
+    for _ in range(400):
+        regression.add(torch.rand(64, 2), torch.randn(64), torch.randn(64), Unscaled())
+    assert len(regression.values) == 20_000 and regression.seen == 64 * 400
