@@ -18,8 +18,8 @@ help:
 	@echo "make test-all run the long ones, too: many processes that are started and killed"
 	@echo "make lint     check style and types"
 	@echo "make chaos    kill training runs over 100 times, and check that they end as if nobody had"
-	@echo "make bench    measure what checkpoints, two processes and a GPU cost beside plain loops"
-	@echo "make picture  take the picture of make demo that the README shows"
+	@echo "make bench    measure what checkpoints, reports, two processes and a GPU cost"
+	@echo "make picture  take the pictures of make demo and its report that the README shows (needs Chromium)"
 	@echo "make clean    remove everything that the other targets made"
 	@echo "Further arguments: make demo ARGS='--max_epochs 3', make test ARGS='-x -k generation'"
 
@@ -44,6 +44,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	.venv/bin/python benchmarks/saving.py $(ARGS)
+	.venv/bin/python benchmarks/report.py
 	.venv/bin/python benchmarks/ddp.py
 	.venv/bin/python benchmarks/gpu.py
 
@@ -52,6 +53,9 @@ chaos: $(STAMP)
 
 picture: $(STAMP)
 	.venv/bin/python tools/screenshot.py --columns 88 --title "make demo" docs/images/demo.svg -- "$(MAKE)" -s demo
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1120,1240 \
+	  --screenshot=docs/images/report.png \
+	  "file://$(CURDIR)/build/demo/my-project/logs/standard_net/version_0/report/report.html"
 
 clean:
 	rm -rf .venv build .cache *.egg-info

@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 QUIET = ("--enable_progress_bar", "false", "--enable_model_summary", "false", "--log_every_n_steps", "1")
 FIT = ("--max_epochs", "3", *QUIET)
-FEW = ("--max_epochs", "1", "--limit_train_batches", "2", "--model.width", "4", *QUIET)
+FEW = ("--max_epochs", "1", "--limit_train_batches", "2", "--model.width", "4", "--report", "false", *QUIET)
 SETS = ("--val_datasets", "standard_data", "dim", "--test_datasets", "standard_data", "dim")
 
 # One fresh process for these, because every start imports torch and Lightning.
@@ -29,6 +29,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "test": ("test", "--ckpt_path", "best"),
     "validate": ("validate", "--ckpt_path", "last"),
     "predict": ("predict", "--ckpt_path", "best"),
+    "predict an array": ("predict", "--ckpt_path", "best", "--input", "digits.npy", "--output", "array.csv"),
+    "report": ("report", "--ckpt_path", "best"),
+    "export": ("export", "--ckpt_path", "best", "--output", "exported"),
+    "find_lr": ("--find_lr", *QUIET),
+    "find_batch_size": ("--find_batch_size", *QUIET),
     "test ours": ("test", "--ckpt_path", "logs/standard_net/ours/checkpoints/best.ckpt"),
     "train on": ("--ckpt_path", "last", "--max_epochs", "4"),
     "auto without a run": (*FEW, "--ckpt_path", "auto", "--run_name", "job"),
@@ -156,6 +161,9 @@ def project(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (project / "engine").mkdir()
     (project / "engine" / "__init__.py").write_text(shim, encoding="utf-8")
     (project / "data" / "dim.py").write_text(DIM, encoding="utf-8")
+    with np.load(project / "data" / "digits.npz") as digits:
+        test = digits["images"][digits["split"] == 2]
+    np.save(project / "digits.npy", (test / 16).astype(np.float32)[:, None])
     return project
 
 
@@ -192,7 +200,7 @@ def logs(project: Path, outcomes: dict[str, Outcome]) -> Path:
 def test_a_project_trains_to_its_score_and_leaves_its_folder(trained: dict[str, Any]) -> None:
     assert last(trained["rows"], "test_acc") >= 0.95
     assert last(trained["rows"], "val_acc") >= 0.95
-    assert trained["files"] >= {"config", "environment", "metrics", "events", "checkpoints"}
+    assert trained["files"] >= {"config", "environment", "metrics", "events", "checkpoints", "report"}
     assert trained["checkpoints"] == ["best.ckpt", "last.ckpt"]
     for expected in ("logs/standard_net/version_0/checkpoints/best.ckpt", "tensorboard --logdir logs"):
         assert expected in trained["out"]
@@ -224,6 +232,11 @@ def test_validate_test_and_predict_give_what_fit_gave(
         labels = digits["labels"][digits["split"] == 2]
     right = [int(row["class"]) == label for row, label in zip(predicted, labels, strict=True)]
     assert sum(right) / 269 == pytest.approx(tested)
+    # The same images as an array of one's own; the report says how many were wrong.
+    assert [row["class"] for row in rows(project / "array.csv")] == [row["class"] for row in predicted]
+    page = (logs / "version_0" / "report" / "report.html").read_text(encoding="utf-8")
+    assert f"{269 - sum(right)} of 269 are wrong" in page and page.count("<img") == 9
+    assert sorted(path.name for path in (project / "exported").iterdir()) == ["model.onnx", "model.pt2"]
 
 
 def test_auto_goes_on_and_leaves_finished_runs_alone(

@@ -1,0 +1,45 @@
+"""What the report costs: seconds of CPU time of the default run with it, beside those without it.
+
+Both runs are repeated in turns, each in a process of its own, and the medians compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MAIN = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}" / "main.py"
+GOAL = 3.0
+
+
+def seconds(report: str) -> float:
+    """CPU seconds of a default run, threads and all."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(MAIN), "--report", report, "--enable_progress_bar", "false"]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Run both in turns, and print what the report costs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    pairs = [(seconds("false"), seconds("true")) for _ in range(repeats)]
+    without, with_report = (statistics.median(column) for column in zip(*pairs, strict=True))
+    spread = [both - alone for alone, both in pairs]
+    print(f"default run without a report  {without:6.2f} s CPU")
+    print(f"default run with a report     {with_report:6.2f} s CPU")
+    print(f"the report                    {with_report - without:6.2f} s  ({min(spread):.2f} to {max(spread):.2f}; "
+          f"goal: under {GOAL:g})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
