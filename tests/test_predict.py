@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -326,6 +327,22 @@ def test_names_may_hold_anything(pets: Trained, run: Callable, tmp_path: Path) -
     assert [bool(found[name]) for name in expected] == [True, True, True, True, False]
 
 
+def test_folders_that_cannot_be_read_and_links_that_lead_round(
+    pets: Trained, run: Callable, tmp_path: Path, load: Callable[[str], ModuleType]
+) -> None:
+    picture(tmp_path / "in" / "deep" / "1.png")
+    picture(tmp_path / "in" / "locked" / "2.png")
+    (tmp_path / "in" / "deep" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "locked").chmod(0)
+    try:
+        with load("tests/engine/injection.py").ordinary_user():
+            outcome = predict(run, pets, "in")
+    finally:
+        (tmp_path / "in" / "locked").chmod(0o700)
+    assert outcome.code == 1 and outcome.err.startswith("warning: locked: ") and "Permission denied" in outcome.err
+    assert [row["name"] for row in rows("predictions.csv")] == ["deep/1.png", "locked"]
+
+
 def test_what_cannot_be_an_output_is_one_line(pets: Trained, run: Callable, tmp_path: Path) -> None:
     refuses(predict(run, pets, pets.inputs, "--output", "x.parquet"), "--output x.parquet", ".csv or .npy")
     Path("x.csv").mkdir()
@@ -338,14 +355,16 @@ def test_what_cannot_be_an_output_is_one_line(pets: Trained, run: Callable, tmp_
     assert Path("list.csv").read_text().startswith("image\n")
 
 
-def fail_at(batch: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the net's step fail at a batch."""
+def fail_at(batch: int, fault: BaseException | signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the net's step fail, or the process be sent a signal, at a batch."""
     interface = importlib.import_module("model").MInterface
     real = interface.predict_step
 
     def step(self: Any, given: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        if batch_idx == batch:
-            raise error
+        if batch_idx == batch and isinstance(fault, signal.Signals):
+            os.kill(os.getpid(), fault)
+        elif batch_idx == batch:
+            raise fault
         return real(self, given, batch_idx, dataloader_idx)
 
     monkeypatch.setattr(interface, "predict_step", step)
@@ -359,7 +378,13 @@ def test_an_older_file_is_replaced_only_by_a_whole_one(
     Path("link" + Path(name).suffix).symlink_to(name)
     with monkeypatch.context() as patched:
         fail_at(2, KeyboardInterrupt(), patched)
-        assert predict(run, pets, pets.inputs, "--output", name, "--batch_size", "2").code == 130
+        outcome = predict(run, pets, pets.inputs, "--output", name, "--batch_size", "2")
+        assert outcome.code == 130 and outcome.err == f"error: interrupted; {name} was not written\n"
+    with monkeypatch.context() as patched:
+        fail_at(2, signal.SIGTERM, patched)
+        outcome = predict(run, pets, pets.inputs, "--output", name, "--batch_size", "2")
+        assert outcome.code == 143 and outcome.err == f"error: SIGTERM: stopped; {name} was not written\n"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with monkeypatch.context() as patched:
         fail_at(2, RuntimeError("a bug"), patched)
         with pytest.raises(RuntimeError, match="a bug"):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,7 +46,8 @@ def predict(model: Any, data: Any, arguments: Any) -> dict[str, float]:
     Raises:
         MisconfigurationException: The input does not suit the net, nothing of it can be read, or the output cannot be
             made.
-        SystemExit: With code 1: some of the inputs could not be read; all others were predicted.
+        SystemExit: With code 1: some of the inputs could not be read; all others were predicted. With 130 or 143:
+            Ctrl-C, or SIGTERM.
     """
     path, source = Path(arguments.ckpt_path), arguments.input
     output = _output(path, arguments.output, source)
@@ -54,7 +57,7 @@ def predict(model: Any, data: Any, arguments: Any) -> dict[str, float]:
         batches = {"dataloaders": data.loader(open_input(source, about.get("inputs"), data))}
         # What the dataset has told beyond what the net takes, such as the number of classes.
         model.hparams["model"] = (about.get("model") or {}) | model.hparams["model"]
-    with replacing(output) as file:
+    with stoppable(output), replacing(output) as file:
         writer = WritePredictions(file, output, None if source is not None else data)
         settings = constructor_arguments(engine.Trainer, arguments)
         trainer = engine.Trainer(**settings, logger=False, callbacks=[writer])
@@ -77,6 +80,26 @@ def _output(checkpoint: Path, wanted: str | None, source: str | None) -> Path:
     if source is not None and os.path.exists(source) and path.exists() and path.samefile(source):
         raise engine.MisconfigurationException(f"--output {path} is the input; give another file")
     return path
+
+
+@contextmanager
+def stoppable(path: Path) -> Iterator[None]:
+    """Around what writes a file: SIGTERM ends it as Ctrl-C does, so that nothing half-written stays."""
+
+    def stop(number: int, frame: Any) -> None:
+        exit_with(f"SIGTERM: stopped; {path} was not written", code=143)
+
+    # Python lets only the main thread set handlers.
+    heeds = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if heeds:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        exit_with(f"interrupted; {path} was not written", code=130)
+    finally:
+        if heeds:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
