@@ -298,7 +298,7 @@ def test_of_many_faults_the_first_are_told_and_the_rest_counted(pets: Trained, r
     picture(tmp_path / "in" / "good.png")
     for number in range(13):
         (tmp_path / "in" / f"{number:02}.png").write_bytes(b"")
-    outcome = predict(run, pets, "in", "--batch_size", "4")
+    outcome = predict(run, pets, "in", "--batch_size", "4", "--num_workers", "2")
     lines = outcome.err.splitlines()
     assert outcome.code == 1 and len(lines) == 12
     assert [line.split(":")[1] for line in lines[:10]] == [f" {number:02}.png" for number in range(10)]

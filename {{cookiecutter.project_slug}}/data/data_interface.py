@@ -139,14 +139,16 @@ class DInterface(engine.DataModule):
 
     def loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         """Batches of any dataset, in its order unless the options of DataLoader say otherwise."""
+        size = self.hparams["batch_size"]
         if self.num_workers is None and not isinstance(dataset, IterableDataset):
-            self.num_workers = _workers_for(dataset, self.hparams["batch_size"])
+            # A single batch would only wait for processes to start.
+            self.num_workers = _workers_for(dataset, size) if len(dataset) > size else 0  # type: ignore[arg-type]
         # Of a dataset that can only be read from its start, every process would read all.
         workers = 0 if isinstance(dataset, IterableDataset) else self.num_workers or 0
         if workers:
             options |= {"persistent_workers": True, "prefetch_factor": 4}
         pinned = torch.cuda.is_available()
-        options |= {"batch_size": self.hparams["batch_size"], "num_workers": workers, "pin_memory": pinned}
+        options |= {"batch_size": size, "num_workers": workers, "pin_memory": pinned}
         return DataLoader(dataset, **options)
 
     def _split(self, name: str, split: str) -> Dataset[Any]:
