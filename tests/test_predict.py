@@ -478,8 +478,8 @@ def test_a_long_table_is_never_in_memory(table: Trained, run: Callable, monkeypa
 @pytest.mark.parametrize(
     ("target", "columns"),
     [
-        (["--data.target", "size", "class", "--task", "multilabel"], ["probability_0", "probability_1"]),
-        (["--data.target", "size", "price"], ["value_0", "value_1"]),
+        (["--data.target", "size", "class", "--task", "multilabel"], ["probability_size", "probability_class"]),
+        (["--data.target", "size", "price"], ["value_size", "value_price"]),
         (["--data.target", "class", "--data.task", "binary"], ["probability"]),
     ],
 )
