@@ -100,7 +100,9 @@ def learning_curve(measure: str, lines: Mapping[str, tuple[np.ndarray, np.ndarra
             ax.plot(epochs, values, color=colour, alpha=0.3, linewidth=1)
         elif len(values) == 1:
             place = best if best is not None and name.startswith("test") else epochs[0]
-            ax.plot(place, values[0], "D", color=colour, label=name, markersize=6, clip_on=False, zorder=3)
+            # That of a single set of several has the colour of its line, and needs no entry of its own.
+            label = "" if name.replace("test/", "val/") in set(lines) - {name} else name
+            ax.plot(place, values[0], "D", color=colour, label=label, markersize=6, clip_on=False, zorder=3)
         else:
             marker = "o" if len(values) <= 20 else None
             ax.plot(epochs, values, color=colour, label=name, marker=marker, markersize=3, linewidth=1.8)
@@ -157,6 +159,8 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
 
 def per_class(names: Sequence[str], table: Sequence[Mapping[str, float]], title: str) -> Figure:
     """Precision and recall of each class on a line; the worst class, by F1, is at the top."""
+    from matplotlib.ticker import MaxNLocator
+
     order = sorted(range(len(names)), key=lambda n: np.nan_to_num(table[n]["F1"]))[:WITH_NAMES]
     drawn = figure(5.0, 1.3 + 0.3 * len(order))
     ax = drawn.subplots()
@@ -169,7 +173,8 @@ def per_class(names: Sequence[str], table: Sequence[Mapping[str, float]], title:
     ax.set_ylim(len(order) - 0.5, -0.5)
     lowest = np.nanmin([*precision, *recall, 1.0])
     ax.set_xlim(max(0.0, math.floor(lowest * 20 - 1) / 20), 1.0)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], nbins=6))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value * 100:g}%")
     ax.set_title(title, pad=24)
     ax.set_ylabel("Class (samples)")
     ax.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
@@ -281,6 +286,8 @@ def folds(measure: str, values: Sequence[float]) -> Figure:
 def _colour(name: str, names: Sequence[str]) -> str:
     """Training is blue, validation orange and the test green, whatever else is there."""
     usual = {"train": BLUE, "train (steps)": BLUE, "val": ORANGE, "test": GREEN}
+    name, names = name.replace("test/", "val/"), [other for other in names if not other.startswith("test/")]
+    names = names if name in names else [*names, name]
     others = [other for other in names if other not in usual]
     return usual[name] if name in usual else SERIES[(3 + others.index(name)) % len(SERIES)]
 

@@ -69,13 +69,14 @@ def show_results(page: Page, results: Results, names: Sequence[str], title: str)
         names: Of classes, labels, or targets.
         title: What the set is called, such as "test".
     """
-    suffix = "" if "/" not in title else f"-{title.partition('/')[2]}"
+    one_of_several = title.partition("/")[2]
+    suffix = one_of_several and f"-{one_of_several}"
     of = f"{title}: {results.seen:,} samples"
     counts = None if results.counts is None else results.counts.cpu().numpy()
     if results.values:
         values = np.array(results.values)[:, :, : figures.MOST_TARGETS]
         drawn = figures.predicted_against_true(values, names, of)
-        page.heading("Predicted and true values", "Points on the line are right.")
+        page.heading(f"Predicted and true values{_of(suffix)}", "Points on the line are right.")
         page.figure(f"predicted_against_true{suffix}", figures.png(drawn), "Predicted against true values")
     if counts is not None:
         _show_classes(page, counts, names, of, suffix)
@@ -85,7 +86,7 @@ def show_results(page: Page, results: Results, names: Sequence[str], title: str)
 def show_mistakes(page: Page, results: Results, names: Sequence[str], suffix: str) -> None:
     """The samples with the largest loss among those that are wrong."""
     worst, regression = results.worst, results.task == "regression"
-    page.heading("Largest errors" if regression else "Worst mistakes", _about(results))
+    page.heading(f"{'Largest errors' if regression else 'Worst mistakes'}{_of(suffix)}", _about(results))
     if not worst:
         return
     told = [tell(mistake, results.task, names) for mistake in worst]
@@ -95,8 +96,12 @@ def show_mistakes(page: Page, results: Results, names: Sequence[str], suffix: st
         ]
         drawn = figures.pictures([m.picture for m in worst if m.picture is not None], captions, inches=1.6)
         page.figure(f"worst_mistakes{suffix}", figures.png(drawn), "Pictures that the net got most wrong")
-    rows = [[mistake.name, *words, mistake.loss] for words, mistake in zip(told, worst, strict=True)]
     folded = "As a table" if worst[0].picture is not None else ""
+    if worst[0].target is None:
+        # Of a sequence, say, there are many.
+        page.table(["sample", "loss"], [[mistake.name, mistake.loss] for mistake in worst], folded=folded)
+        return
+    rows = [[mistake.name, *words, mistake.loss] for words, mistake in zip(told, worst, strict=True)]
     page.table(["sample", "true", "predicted", "loss"], rows, folded=folded)
 
 
@@ -169,7 +174,7 @@ def _show_classes(page: Page, counts: np.ndarray, names: Sequence[str], title: s
     """The confusion matrix, and what is right by class."""
     matrix = counts.ndim == 2
     told = "Rows of the matrix are true classes; dark cells hold a large share of them. " if matrix else ""
-    page.heading("Right and wrong by class", f"{told}In the list, the worst class is at the top.")
+    page.heading(f"Right and wrong by class{_of(suffix)}", f"{told}In the list, the worst class is at the top.")
     if matrix:
         drawn = figures.confusion_matrix(counts, names, title)
         page.figure(f"confusion_matrix{suffix}", figures.png(drawn), "Samples by true and predicted class")
@@ -192,6 +197,11 @@ def _show_confusions(page: Page, counts: np.ndarray, names: Sequence[str]) -> No
     ]
     if len(counts) > figures.WITH_NUMBERS and rows:
         page.table(["true", "taken for", "samples", "share of the true class"], rows)
+
+
+def _of(suffix: str) -> str:
+    """What a heading adds to tell one of several sets from the others."""
+    return f": {suffix[1:]}" if suffix else ""
 
 
 def _about(results: Results) -> str:
