@@ -62,17 +62,17 @@ def test_text_in_the_last_column_is_the_class(table: Path) -> None:
         (["1", "2", "x", "x"], "multiclass", ["1", "2", "x"]),
         (["None", "NA", "None", "NA"], "multiclass", ["NA", "None"]),
         ([123456789, 123456788] * 2, "multiclass", ["123456788", "123456789"]),
-        ([1, 2, 3, 4], "regression", None),
-        ([0.5, 1, 0.5, 1], "regression", None),
-        ([*range(21)] * 3, "regression", None),
+        ([1, 2, 3, 4], "regression", ["kind"]),
+        ([0.5, 1, 0.5, 1], "regression", ["kind"]),
+        ([*range(21)] * 3, "regression", ["kind"]),
         ([*range(20)] * 3, "multiclass", [str(number) for number in range(20)]),
     ],
 )
-def test_the_task_is_seen_from_the_target(table: Path, targets: list[Any], task: str, names: list[str] | None) -> None:
+def test_the_task_is_seen_from_the_target(table: Path, targets: list[Any], task: str, names: list[str]) -> None:
     table.write_text(rows(*targets))
     data = csv_data(table)
-    assert data.task == task and getattr(data, "class_names", None) == names
-    if names is None:
+    assert data.task == task and data.class_names == names
+    if task == "regression":
         assert data.num_targets == 1 and data.targets.dtype == torch.float32
         assert data.targets.tolist() == [float(target) for target in targets]
         assert default_collate([data[0], data[1]])[1].shape == (2,)

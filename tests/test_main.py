@@ -144,6 +144,10 @@ WRONG = {
     ),
     "a path as a name": (["--model_name", "../main"], "no net of that name"),
     "a module as a name": (["--dataset", "os"], "no dataset of that name"),
+    "a flag of another command": (
+        ["--input", "pictures"],
+        "main.py fit --input: that flag is for predict; leave it out",
+    ),
     "unknown command": (["tset"], "tset: the commands are fit, .*, export; did you mean test"),
     "unknown flag": (["--max_epoch", "3"], "--max_epoch: .*did you mean --max_epochs"),
     "abbreviated flag": (["--max_ep", "3"], "--max_ep: there is no such argument"),

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import engine
 from utils.exits import exit_with
-from utils.flags import NO_FLAGS, OF_ONE_COMMAND, add_constructor, add_run, is_list, spell
+from utils.flags import NO_FLAGS, OF_COMMANDS, add_constructor, add_run, is_list, spell
 from utils.processes import fitting_here, is_first, number_of
 from utils.registry import OFFERED, load_class
 from utils.run_folder import find_checkpoint, learned_arguments, saved_config
@@ -36,7 +36,7 @@ SECTIONS = ("model", "data")
 OF_THE_OPTIMIZER = ("seed", "optimizer", "optimizer_args", "lr", "lr_scales", "weight_decay")
 ALIASES = {"eval_datasets": "val_datasets"}
 # Arguments of one run only: a config that repeats it leaves them out.
-OF_ONE_RUN = ("config", "ckpt_path", "run_name", "max_restarts", *OF_ONE_COMMAND)
+OF_ONE_RUN = ("config", "ckpt_path", "run_name", "max_restarts", *OF_COMMANDS)
 # Bounds of a config: one of a few lines can be endless by its aliases.
 LARGEST, DEEPEST = 100_000, 20
 
@@ -117,6 +117,7 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     arguments.ckpt_path = "auto" if automatic else None if checkpoint is None else str(checkpoint)
     folders = [Path(path).parent for path in first.config]
     arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
+    _check_command(command, arguments)
     if command == "fit":
         _check_resumed(arguments, saved)
         _check_callbacks(arguments)
@@ -161,6 +162,14 @@ def _check_resumed(arguments: Namespace, saved: Mapping[str, Any]) -> None:
                 f"--{name} {arguments[name]}: a run goes on with its own, {saved[name]}; start a new one from its "
                 f"weights instead: --pretrained {arguments.ckpt_path}"
             )
+
+
+def _check_command(command: str, arguments: Namespace) -> None:
+    """Refuse flags that the command would not heed."""
+    for flag, commands in OF_COMMANDS.items():
+        if arguments[flag] and command not in commands:
+            given = f"main.py {command} --{flag}"
+            raise engine.MisconfigurationException(f"{given}: that flag is for {' and '.join(commands)}; leave it out")
 
 
 def _check_callbacks(arguments: Namespace) -> None:

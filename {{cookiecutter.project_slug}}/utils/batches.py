@@ -157,7 +157,7 @@ def take_description(now: dict[str, Any], saved: dict[str, Any]) -> None:
             else.
     """
     learned, here = saved.get("class_names"), now.get("class_names")
-    if learned and here and list(learned) != list(here):
+    if learned and here and list(learned) != list(here) and saved.get("task") != "regression":
         raise MisconfigurationException(
             f"the checkpoint learned the classes {', '.join(learned[:20])}; the data has {', '.join(here[:20])}"
         )

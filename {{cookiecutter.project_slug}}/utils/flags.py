@@ -19,8 +19,9 @@ NO_FLAGS = {"logger", "callbacks", "default_root_dir", "enable_checkpointing", "
 DEFAULTS = {"max_epochs": 15, "log_every_n_steps": 10}
 # Alternatives that help shows of a type.
 MOST = 7
-# Flags that are of no concern to a run's config.
-OF_ONE_COMMAND = ("input", "output", "formats", "find_lr", "find_batch_size")
+# Flags for some commands only; a run's config does not have them.
+OF_COMMANDS = {"input": ("predict",), "output": ("predict", "export"), "formats": ("export",)}
+OF_COMMANDS |= {"find_lr": ("fit",), "find_batch_size": ("fit",)}
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
