@@ -568,7 +568,7 @@ def test_a_dataset_that_reads_files_by_itself(project: Path, run_in_project: Cal
 
 
 def test_a_net_that_is_not_square_gets_pictures_of_exactly_its_size(tmp_path: Path) -> None:
-    from data.folder_data import picture_of_shape
+    from utils.pictures import picture_of_shape
 
     left = np.repeat(np.array([[255] * 30 + [0] * 30], np.uint8), 30, 0)
     Image.fromarray(left).save(tmp_path / "1.png")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.folder_data import SPLIT_WORDS, describe_reading, read_picture
+from data.folder_data import SPLIT_WORDS
+from utils.pictures import describe_reading, read_picture
 from utils.tables import Table
 
 TASKS = ("multiclass", "binary", "multilabel", "regression")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from data.folder_data import files_below, picture_of_shape
 from engine import MisconfigurationException
+from utils.pictures import files_below, picture_of_shape
 from utils.registry import accepts, describe, load_class
 from utils.tables import LARGEST, no_number, read_rows, to_number
 
