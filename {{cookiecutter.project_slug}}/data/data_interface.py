@@ -94,13 +94,13 @@ class DInterface(engine.DataModule):
         missing = [split for split in NEEDED[stage] if split not in self.sets]
         for split in missing:
             self.sets[split] = {name: self._split(name, split) for name in self.names[split]}
-        if not missing:
-            return
         # Looking at samples must not change what is drawn at random afterwards.
         with same_randomness():
-            check_sets(self.sets)
+            if missing:
+                check_sets(self.sets)
             if self.num_workers is None:
-                self.num_workers = _workers_for(next(iter(self.sets[missing[0]].values())), self.hparams["batch_size"])
+                first = next(iter(self.sets[NEEDED[stage][0]].values()))
+                self.num_workers = _workers_for(first, self.hparams["batch_size"])
 
     def tell(self, attribute: str) -> Any:
         """What the first set says of itself, such as `num_classes`; None if nothing."""
