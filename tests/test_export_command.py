@@ -119,7 +119,8 @@ def test_files_give_what_the_checkpoint_gives_in_a_fresh_process(houses: Path, t
         "dtype": "float32",
         "meaning": "values in the units of the targets",
     }
-    assert about["inputs"]["shape"] == ["batch", 2] and about["class_names"] is None
+    assert about["inputs"]["shape"] == ["batch", 2] and about["inputs"]["columns"] == ["size", "year"]
+    assert about["class_names"] == ["price"]
 
 
 def test_the_weights_that_were_judged_are_exported(digits: tuple[Path, dict[str, float]], run: Callable) -> None:
@@ -316,6 +317,6 @@ def test_bad_input_is_one_line(digits: tuple[Path, dict[str, float]], run: Calla
     fails(run("export", "--ckpt_path", "text.ckpt"), "text.ckpt is damaged")
     fails(run("export"), "export needs --ckpt_path")
     fails(run("export", "--ckpt_path", best, "--model.width", "4"), "is of another net than this one")
-    fails(run("export", "--ckpt_path", best, "--input", "picture.png"), "--input picture.png")
+    fails(run("export", "--ckpt_path", best, "--input", "picture.png"), "--input: that flag is for predict")
     fails(run("export", "--ckpt_path", best, "--formats", "tflite"), "--formats")
     assert not (tmp_path / "export").exists()

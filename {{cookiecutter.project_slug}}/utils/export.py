@@ -83,7 +83,8 @@ def export(model: Any, data: Any, arguments: Any) -> dict[str, float]:
         ArithmeticError: What was exported gives something else.
         OSError: A file cannot be written.
     """
-    _check_arguments(arguments)
+    if max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise engine.MisconfigurationException("export runs in one process: give --devices 1, and no torchrun")
     formats, checkpoint = _choose(arguments.formats), Path(arguments.ckpt_path)
     about = learned(checkpoint)
     inputs = about.get("inputs")
@@ -106,13 +107,6 @@ def export(model: Any, data: Any, arguments: Any) -> dict[str, float]:
     run = run_folder(checkpoint)
     folder = Path(arguments.output or (run / "export" if run is not None else "export"))
     return _write_all(folder, formats, program, told, _agreement(model, given, expected))
-
-
-def _check_arguments(arguments: Any) -> None:
-    if arguments.input is not None:
-        raise engine.MisconfigurationException(f"--input {arguments.input}: export takes no input; leave it out")
-    if max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        raise engine.MisconfigurationException("export runs in one process: give --devices 1, and no torchrun")
 
 
 def _choose(wanted: list[str] | None) -> list[str]:

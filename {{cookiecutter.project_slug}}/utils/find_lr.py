@@ -113,8 +113,10 @@ def find_lr(model: Any, data: Any, lr: float, settings: dict[str, Any], picture:
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
-    """Losses with each one averaged with its neighbours."""
-    steps = np.arange(len(losses))
+    """Losses with each one averaged with its neighbours; where they diverge, they do not reach far back."""
+    start = float(np.median(losses[:10]))
+    fall = max(start - float(np.percentile(losses, 5)), float(np.std(losses[:10])))
+    losses, steps = np.minimum(losses, start + 3 * fall), np.arange(len(losses))
     weights = np.exp(-0.5 * ((steps[:, None] - steps) / SMOOTHING) ** 2)
     mean: np.ndarray = (weights @ losses) / weights.sum(axis=1)
     return mean
@@ -157,7 +159,8 @@ def draw(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, found: float
             [found], [loss], "D-", color=figures.ORANGE, markersize=8, zorder=3, label=f"suggestion: --lr {found:g}"
         )
     # Where it diverges, the loss would squash all that matters. Above that there is room for the legend.
-    low, high = float(smooth.min()), float(np.percentile(losses[: int(smooth.argmin()) + 1], 98))
+    low, high = np.percentile([*losses[: int(smooth.argmin()) + 1], smooth[0]], [2, 98])
+    low = min(float(low), float(smooth.min()))
     room = max(high - low, 1e-12)
     ax.set_ylim(low - 0.15 * room, high + 0.6 * room)
     ax.set_xlim(LOWEST, HIGHEST)
