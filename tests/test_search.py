@@ -136,7 +136,7 @@ def test_a_batch_size_is_found(
     size = int(outcome.metrics["batch_size"])
     assert re.fullmatch(
         rf"batch size  {size}: its learning rate is found by python main.py --batch_size {size} --find_lr \.\.\.  "
-        r"\([\d,]+ samples/s, [\d.]+ GiB; picture: logs/standard_net/find_batch_size\.png\)\n",
+        r"\([\d,.]+ samples/s, [\d.]+ GiB; picture: logs/standard_net/find_batch_size\.png\)\n",
         outcome.out,
     )
     assert files(tmp_path) == ["logs/standard_net/find_batch_size.png"]

@@ -103,7 +103,7 @@ def find_batch_size(model: Any, data: Any, settings: dict[str, Any], picture: Pa
     memory = "" if chosen.memory is None else f", {chosen.memory / 2**30:.2g} GiB"
     print(
         f"batch size  {chosen.size}: its learning rate is found by python main.py --batch_size {chosen.size} --find_lr "
-        f"...  ({chosen.speed:,.0f} samples/s{memory}; picture: {picture})"
+        f"...  ({_digits(chosen.speed)} samples/s{memory}; picture: {picture})"
     )
     return {"batch_size": chosen.size}
 
@@ -197,25 +197,32 @@ def _available_memory() -> int | None:
 
 def draw(found: list[Measured], chosen: Measured) -> Figure:
     """Samples a second over batch sizes and, below, memory; the choice is marked."""
-    drawn = figures.figure(6.4, 5.2)
     with_memory = all(one.memory is not None for one in found)
+    drawn = figures.figure(6.4, 5.2 if with_memory else 3.6)
     axes = drawn.subplots(1 + with_memory, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + with_memory])[:, 0]
     sizes, best = [one.size for one in found], max(one.speed for one in found)
     axes[0].plot(sizes, [one.speed for one in found], "o-", color=figures.BLUE, linewidth=2)
     axes[0].axhline(NEAR * best, color=figures.GREY, linestyle="--", linewidth=1, label=f"{NEAR:.0%} of the fastest")
-    told = f"{chosen.size}: {chosen.speed:,.0f} samples/s"
+    told = f"{chosen.size}: {_digits(chosen.speed)} samples/s"
     axes[0].plot(
         [chosen.size], [chosen.speed], "D", color=figures.ORANGE, markersize=10, zorder=3, linestyle="", label=told
     )
     axes[0].set(title="Speed of training by batch size", ylabel="Samples per second", ylim=(0, 1.1 * best))
-    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes[0].yaxis.set_major_formatter(lambda value, _: _digits(value))
     axes[0].legend(loc="lower right", fontsize=9)
     if with_memory:
         memory = [(one.memory or 0) / 2**30 for one in found]
         axes[1].plot(sizes, memory, "o-", color=figures.GREEN, linewidth=2)
-        axes[1].plot([chosen.size], [memory[found.index(chosen)]], "D", color=figures.ORANGE, markersize=10)
+        axes[1].plot(
+            [chosen.size], [memory[found.index(chosen)]], "D", color=figures.ORANGE, markersize=10, clip_on=False
+        )
         axes[1].set(ylabel="Peak memory (GiB)", ylim=(0, 1.15 * max(memory)))
     axes[-1].set_xscale("log", base=2)
-    axes[-1].set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes[-1].set_xticks(sizes, list(map(str, sizes)), fontsize=10 if len(sizes) < 10 else 8)
     axes[-1].set_xlabel("Batch size")
     return drawn
+
+
+def _digits(speed: float) -> str:
+    """Small numbers with three digits, large ones as whole numbers."""
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
