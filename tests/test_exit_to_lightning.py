@@ -341,4 +341,6 @@ def test_bad_input_gives_code_2_and_one_line(name: str, outcomes: dict[str, Outc
 
 def test_refused_runs_leave_no_folder(logs: Path) -> None:
     begun = [path.parent for path in logs.glob("*/environment.json")]
-    assert sorted(logs.iterdir()) == sorted([*begun, logs / "folds"])
+    assert sorted(logs.iterdir()) == sorted(
+        [*begun, logs / "folds", logs / "find_lr.png", logs / "find_batch_size.png"]
+    )

@@ -94,7 +94,7 @@ def test_two_processes_are_one_run_and_other_commands_take_it_from_there(
     assert run_in_project("predict", "--ckpt_path", "best").code == 0
     assert len((LOGS / "version_0" / "predictions.csv").read_text().splitlines()) == 1 + 269
     refused = run_in_project("predict", "--ckpt_path", "best", "--devices", "2")
-    assert refused.code == 2 and "predict writes one file; run it in one process" in refused.err
+    assert refused.code == 2 and "predict runs in one process" in refused.err
     # A test runs in two again, and counts every sample once.
     process = start("test", "--ckpt_path", "best")
     out, err = process.communicate(timeout=300)

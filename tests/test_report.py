@@ -20,7 +20,9 @@ import torch
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix, precision_recall_fscore_support
+from utils import figures
 from utils.report.results import WORST, Results, per_class
+from utils.report.sections import tell
 
 QUIET = ("--enable_progress_bar", "false", "--enable_model_summary", "false")
 SHORT = ("--max_epochs", "2", *QUIET, "--log_every_n_steps", "5", "--report", "true")
@@ -170,11 +172,11 @@ def test_tensorboard_compares_runs_by_their_final_metrics(ask: Callable[..., Any
 def test_from_a_checkpoint_alone(generated: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "moved.ckpt")
     out = main(generated, tmp_path, "report", "--ckpt_path", "moved.ckpt")
-    assert "report       report/report.html\n" in out
+    assert "report       moved-report/report.html\n" in out
     # Nobody knows how it was trained.
-    there = {file.stem for file in (tmp_path / "report").glob("*.png")}
+    there = {file.stem for file in (tmp_path / "moved-report").glob("*.png")}
     assert there == FIGURES - {"curve_loss", "curve_acc", "curve_f1", "learning_rate", "throughput"}
-    before, now = text_of(trained / "report" / "report.html"), text_of(tmp_path / "report" / "report.html")
+    before, now = text_of(trained / "report" / "report.html"), text_of(tmp_path / "moved-report" / "report.html")
     for line in (r"\d+ of 269 are wrong", r"loss\s+[\d.]+\s+[\d.]+"):
         assert re.findall(line, now)[:1] == re.findall(line, before)[:1] != []
 
@@ -182,7 +184,9 @@ def test_from_a_checkpoint_alone(generated: Path, trained: Path, tmp_path: Path)
 def test_two_processes_count_every_sample_once(generated: Path, trained: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "moved.ckpt")
     main(generated, tmp_path, "report", "--ckpt_path", str(checkpoint), "--devices", "2", "--accelerator", "cpu")
-    alone, both = (text_of(page) for page in (trained / "report" / "report.html", tmp_path / "report" / "report.html"))
+    alone, both = (
+        text_of(page) for page in (trained / "report" / "report.html", tmp_path / "moved-report" / "report.html")
+    )
     by_class = r"All numbers by class.*?Worst mistakes .*?no\. \d+"
     assert re.findall(by_class, both, re.DOTALL) == re.findall(by_class, alone, re.DOTALL) != []
 
@@ -205,7 +209,8 @@ def test_a_report_that_cannot_be_written_costs_no_run(run: Callable, tmp_path: P
     (blocked / "report").write_text("in the way")
     outcome = run(*FEW, "--run_name", "mine")
     assert outcome.code == 0 and outcome.metrics["test_acc"] > 0
-    assert re.search(r"^warning: no report: .*report.*; python main.py report --ckpt_path best", outcome.err, re.M)
+    assert re.search(r"^warning: no report: .*/report is there already, .*--ckpt_path best", outcome.err, re.M)
+    assert (blocked / "report").read_text() == "in the way"
     assert json.loads((blocked / "environment.json").read_text())["finished"] is True
 
 
@@ -215,6 +220,7 @@ def test_folds_have_one_report(run: Callable, tmp_path: Path) -> None:
     assert [page.parent.parent.name for page in tmp_path.rglob("report.html")] == ["version_0"]
     folder = tmp_path / "logs/standard_net/version_0/report"
     assert {"folds_val_acc", "curve_val_loss", "confusion_matrix"} <= {file.stem for file in folder.glob("*.png")}
+    assert len(list(folder.parent.glob("events.out.tfevents.*"))) == 1  # TensorBoard's, with the same figures
     text = text_of(folder / "report.html")
     # 1,528 samples, each judged in the fold that it was not trained in.
     wrong = round((1 - outcome.metrics["val_acc"]) * 1528)
@@ -270,7 +276,7 @@ def judged(task: str, outputs: torch.Tensor, targets: torch.Tensor, inputs: torc
     results = Results(task, classes)
     for start in range(0, len(inputs), 7):
         part = slice(start, start + 7)
-        results.add(inputs[part], outputs[part], targets[part], Unscaled())
+        results.add(inputs[part], outputs[part], targets[part], len(inputs[part]), Unscaled())
     results.merge([f"sample {number}" for number in range(len(inputs))])
     return results
 
@@ -310,18 +316,136 @@ def test_labels_that_do_not_count_are_left_out_and_sequences_count_by_position()
     outputs, targets = torch.randn(4 * 6, 5), torch.randint(5, (4 * 6,))
     targets[:3] = -100
     results = Results("sequence", 5)
-    results.add(torch.zeros(4, 6, dtype=torch.long), outputs, targets, Unscaled())
+    results.add(torch.zeros(4, 6, dtype=torch.long), outputs, targets, 4, Unscaled())
     results.merge(None)
     assert results.counts is not None and results.seen == 4 and int(results.counts.sum()) == 21
-    assert all(mistake.target is None for mistake in results.worst)
+    assert len(results.worst) == 4 and all(mistake.true is None for mistake in results.worst)
 
 
 def test_memory_does_not_grow_with_the_set() -> None:
     results = Results("multiclass", 10)
     for _ in range(300):
-        results.add(torch.rand(64, 3, 8, 8), torch.randn(64, 10), torch.randint(10, (64,)), Unscaled())
+        results.add(torch.rand(64, 3, 8, 8), torch.randn(64, 10), torch.randint(10, (64,)), 64, Unscaled())
     assert results.seen == 64 * 300 and len(results.worst) == WORST
     regression = Results("regression", None)
     for _ in range(400):
-        regression.add(torch.rand(64, 2), torch.randn(64), torch.randn(64), Unscaled())
+        regression.add(torch.rand(64, 2), torch.randn(64), torch.randn(64), 64, Unscaled())
     assert len(regression.values) == 20_000 and regression.seen == 64 * 400
+
+
+def test_samples_that_a_sampler_repeats_count_once() -> None:
+    results = Results("multiclass", 3, size=10)
+    outputs = torch.eye(3)[torch.zeros(6, dtype=torch.long)]
+    for _ in range(2):
+        results.add(torch.rand(6, 2), outputs, torch.ones(6, dtype=torch.long), 6, Unscaled())
+    results.merge([f"sample {number}" for number in range(10)])
+    assert results.counts is not None and results.seen == 10 == int(results.counts.sum())
+    assert {mistake.index for mistake in results.worst} == set(range(10))
+
+
+def test_losses_that_are_no_numbers_are_the_worst() -> None:
+    outputs, targets = torch.randn(40, 3), torch.randint(3, (40,))
+    outputs[7], outputs[9, :] = torch.nan, torch.tensor([5.0, -torch.inf, -torch.inf])
+    targets[7], targets[9], targets[:3] = 2, 1, -100
+    results = judged("multiclass", outputs, targets, torch.rand(40, 2), 3)
+    assert {mistake.index for mistake in results.worst[:2]} == {7, 9}
+    assert all(mistake.loss > 0 for mistake in results.worst)
+
+
+def test_many_classes_keep_their_names_and_pictures_of_values_have_none() -> None:
+    outputs = torch.zeros(2, 2000)
+    outputs[:, 1700] = 9
+    many = judged("multiclass", outputs, torch.tensor([1500, 1700]), torch.rand(2, 2), 2000)
+    assert many.counts is None and [(m.true, m.said) for m in many.worst] == [(1500, 1700)]
+    assert tell(many.worst[0], "multiclass", [])[0] == "1500"
+    images = judged("regression", torch.rand(3, 1, 4, 4), torch.rand(3, 1, 4, 4), torch.rand(3, 2), 1)
+    assert len(images.values) == 3 * 16 and all(m.true is None for m in images.worst) and len(images.worst) == 3
+
+
+def test_names_that_are_shortened_stay_apart() -> None:
+    names = [f"class number {number:02} of thirty" for number in range(30)]
+    assert len(set(figures._labels(names))) == 30
+    assert figures._labels(["cat", "dog"]) == ["cat", "dog"]
+    assert figures._short("中华田园犬中华田园犬中华田园犬") == "中华田园…华田园犬"
+    with figures.style():
+        drawn = figures.confusion_matrix(np.eye(3, dtype=int), ["$_$", "a$b$c", "\udcff"], "$")
+        assert figures.png(drawn).startswith(b"\x89PNG")
+
+
+STEPS = '''
+
+class Own(MInterface):
+    """Steps of one's own."""
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        super().test_step(batch, batch_idx, dataloader_idx)
+        return {"loss": 0}
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+MInterface = Own
+'''
+
+
+def test_steps_of_ones_own_leave_the_curves(project: Path, run_in_project: Callable) -> None:
+    with open("model/model_interface.py", "a") as file:
+        file.write(STEPS)
+    outcome = run_in_project(*FEW)
+    assert outcome.code == 0 and "warning" not in outcome.err, outcome.err
+    there = {file.stem for file in project.glob("logs/*/*/report/*.png")}
+    assert "curve_loss" in there and "samples" in there and "confusion_matrix" not in there
+
+
+def test_without_a_test_the_validation_is_shown(run: Callable, tmp_path: Path) -> None:
+    assert run(*FEW, "--limit_test_batches", "0").code == 0
+    text = text_of(tmp_path / "logs/standard_net/version_0/report/report.html")
+    assert re.search(r"val: 269 samples|of 269 are wrong", text)
+
+
+def test_each_checkpoint_has_a_report_of_its_own(run: Callable, tmp_path: Path) -> None:
+    assert run(*FEW).code == 0
+    folder = tmp_path / "logs/standard_net/version_0"
+    before = (folder / "report" / "report.html").read_bytes()
+    (tmp_path / "last-report").mkdir()
+    (tmp_path / "last-report" / "mine.png").write_text("my own")
+    outcome = run("report", "--ckpt_path", "last", "--batch_size", "32")
+    assert outcome.code == 0 and (folder / "report" / "report.html").read_bytes() == before
+    text = text_of(folder / "report-last" / "report.html")
+    assert "last.ckpt" in text and re.search(r"batch_size\s+64", text)
+    shutil.copy(folder / "checkpoints" / "last.ckpt", tmp_path / "last.ckpt")
+    refused = run("report", "--ckpt_path", "last.ckpt")
+    assert refused.code == 2 and "last-report is there already, and is no report" in refused.err
+    assert [file.name for file in (tmp_path / "last-report").iterdir()] == ["mine.png"]
+
+
+def test_a_full_disk_leaves_the_report_before(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(*FEW).code == 0
+    folder = tmp_path / "logs/standard_net/version_0"
+    before = {file.name: file.read_bytes() for file in (folder / "report").iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.report.page.Page.render", full)
+    outcome = run("report", "--ckpt_path", "best")
+    assert outcome.code == 1 and outcome.err.count("\n") == 1 and "No space left on device" in outcome.err
+    assert {file.name: file.read_bytes() for file in (folder / "report").iterdir()} == before
+    assert not list(folder.glob("report.*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_really_full(generated: Path, trained: Path, tmp_path: Path) -> None:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", str(tmp_path)], capture_output=True
+    ).returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        command = [sys.executable, str(generated / "main.py"), "report", "--ckpt_path", str(tmp_path / "net.ckpt")]
+        (tmp_path / "net.ckpt").symlink_to(trained / "checkpoints" / "best.ckpt")
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left" in done.stderr, done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["net.ckpt"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -156,7 +156,7 @@ def test_speed_is_samples_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, samples in ((9.0, 4), (0.2, 4), (0.2, 4), (0.4, 4), (0.4, 4), (0.4, 2), (1.0, 4)):
         assert not trainer.should_stop
         clock[0] += seconds
-        watch.on_train_batch_end(trainer, module, {}, [{"a": torch.zeros(samples, 3)}, None], 0)
+        watch.on_train_batch_end(trainer, module, {}, [{"text": ["a", "b"], "a": torch.zeros(samples, 3)}, None], 0)
         if trainer.should_stop:
             break
     assert watch.samples / (watch.end - watch.begin) == pytest.approx(10 / 1.2)
@@ -175,6 +175,7 @@ def test_sizes_double_until_it_does_not_pay(
     speeds: list[Any], last: int, chosen: int, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
+    monkeypatch.setattr(finding_size, "STEPS_OF_AN_EPOCH", 1)
 
     def measure(model: Any, data: Any, settings: Any, size: int) -> Any:
         data.setup("fit")
@@ -218,10 +219,8 @@ def test_what_cannot_be_searched_is_one_line(
     fails(run("--find_lr", "--fast_dev_run", "true"), "--find_lr and --fast_dev_run")
     (tmp_path / "net.ckpt").write_text("")
     fails(run("--find_batch_size", "--ckpt_path", "auto"), "leave out --ckpt_path")
-    with pytest.raises(Exception, match="--find_lr runs in one process"):
-        searching._check(
-            "--find_lr", Namespace(find_lr=True, find_batch_size=False, ckpt_path=None, devices=2, fast_dev_run=False)
-        )
+    fails(run("--find_lr", "--devices", "2", "--accelerator", "cpu"), "--find_lr runs in one process")
+    fails(run("--find_lr", "--num_folds", "3", "--fold", "all"), "--find_lr takes one fold")
     (tmp_path / "file").write_text("")
     fails(run("--find_lr", "--log_dir", "file"), "the folder file/standard_net cannot be made")
     rows = [f"{n},{n % 2}" for n in range(12)]

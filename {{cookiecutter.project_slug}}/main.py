@@ -19,7 +19,7 @@ from utils.metrics import as_numbers, usual_mode
 from utils.prediction import predict
 from utils.processes import launch, processes_to_start
 from utils.report import Report
-from utils.run_folder import SaveRun, loggers, remove_if_refused, run_folder
+from utils.run_folder import SaveRun, loggers, remove_if_refused
 from utils.run_state import choose_folder, resume_from
 from utils.search import search
 
@@ -65,7 +65,7 @@ def fit(model: MInterface, data: DInterface, arguments: Any, report: Report) -> 
     """Train, then test the best checkpoint."""
     logs, settings = loggers(arguments, to_yaml(arguments)), constructor_arguments(engine.Trainer, arguments)
     with remove_if_refused(*(Path(logger.log_dir) for logger in logs if logger.log_dir)):
-        trainer = engine.Trainer(**settings, logger=logs, callbacks=[*callbacks(arguments), report])
+        trainer = engine.Trainer(**settings, logger=logs, callbacks=[report, *callbacks(arguments)])
         trainer.fit(model, datamodule=data, ckpt_path=resume_from(arguments))
     results = as_numbers(trainer.callback_metrics)
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
@@ -84,7 +84,7 @@ def fit(model: MInterface, data: DInterface, arguments: Any, report: Report) -> 
 def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) -> dict[str, float]:
     """Validate or test a checkpoint, or do both and write the report."""
     path = Path(arguments.ckpt_path)
-    report = Report(arguments, run_folder(path) or Path(), watch=command == "report")
+    report = Report(arguments, path, watch=command == "report")
     trainer = engine.Trainer(**constructor_arguments(engine.Trainer, arguments), logger=False, callbacks=[report])
     for stage in ("validate", "test") if command == "report" else (command,):
         getattr(trainer, stage)(model, datamodule=data, ckpt_path=path)

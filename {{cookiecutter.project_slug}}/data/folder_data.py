@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.pictures import describe_reading, files_below, read_picture
+from utils.pictures import PICTURES, describe_reading, files_below, read_picture
 
 # The words by which folders and tables name the splits, in any case.
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -66,7 +65,7 @@ class FolderData(Dataset[Any]):
         else:
             self.names, self.targets = self._labelled(split, folders)
         if not self.names:
-            raise ValueError(f"{folders[split]} holds no pictures ({' '.join(IMG_EXTENSIONS)}); add some or remove it")
+            raise ValueError(f"{folders[split]} holds no pictures ({' '.join(PICTURES)}); add some or remove it")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,7 +86,7 @@ class FolderData(Dataset[Any]):
                 raise ValueError(f"{folder} is a class that {folders['train']} does not have; it has {known}")
             found = files_below(self.root, folder)
             if split == "train" and not found:
-                raise ValueError(f"{folder} holds no pictures ({' '.join(IMG_EXTENSIONS)}); add some or remove it")
+                raise ValueError(f"{folder} holds no pictures ({' '.join(PICTURES)}); add some or remove it")
             names += found
             targets += [self.class_names.index(name)] * len(found)
         return names, targets

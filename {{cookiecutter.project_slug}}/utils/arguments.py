@@ -31,6 +31,8 @@ from utils.run_state import CONFIG, ENVIRONMENT, begun_before
 
 Interfaces = tuple[type[Any], type[Any]]
 COMMANDS = ("fit", "validate", "test", "report", "predict", "export")
+# Those that one process does alone.
+ALONE = ("predict", "export", "search")
 SECTIONS = ("model", "data")
 # What a resumed run takes from its checkpoint.
 OF_THE_OPTIMIZER = ("seed", "optimizer", "optimizer_args", "lr", "lr_scales", "weight_decay")
@@ -118,16 +120,18 @@ def parse(argv: Sequence[str], interfaces: Interfaces) -> tuple[str, Namespace]:
     folders = [Path(path).parent for path in first.config]
     arguments.repeats = next((str(folder) for folder in folders if (folder / ENVIRONMENT).is_file()), None)
     _check_command(command, arguments)
+    if command == "fit" and (arguments.find_lr or arguments.find_batch_size):
+        command = "search"
+    called = command if command != "search" else "--find_lr" if arguments.find_lr else "--find_batch_size"
+    if command in ALONE and max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise engine.MisconfigurationException(f"{called} runs in one process: give --devices 1, and no torchrun")
     if command == "fit":
         _check_resumed(arguments, saved)
         _check_callbacks(arguments)
-        return "search" if arguments.find_lr or arguments.find_batch_size else command, arguments
-    if checkpoint is None:
+    elif checkpoint is None and command != "search":
         raise engine.MisconfigurationException(f"{command} needs --ckpt_path: best, last, or the path of a checkpoint")
-    if command == "predict" and max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        raise engine.MisconfigurationException("predict writes one file; run it in one process, without torchrun")
-    if arguments.fold == "all":
-        raise engine.MisconfigurationException(f"--fold all trains; {command} takes the checkpoint of one fold")
+    elif arguments.fold == "all":
+        raise engine.MisconfigurationException(f"--fold all trains; {called} takes one fold: give its number")
     return command, arguments
 
 

@@ -69,6 +69,7 @@ def _summarize(results: list[dict[str, float]], reports: list[Report], folder: P
     names = sorted(set.intersection(*(set(result) for result in results)))
     # A value that is logged for steps and epochs is there once more under its plain name.
     names = [name for name in names if name.removesuffix("_step").removesuffix("_epoch") not in set(names) - {name}]
+    names = [name for name in names if not name.startswith("lr-")]
     values = {name: [result[name] for result in results] for name in names}
     mean = {name: float(np.mean(column)) for name, column in values.items()}
     spread = {name: float(np.std(column, ddof=1)) for name, column in values.items()}
@@ -88,5 +89,5 @@ def _summarize(results: list[dict[str, float]], reports: list[Report], folder: P
             writer.writerow(["std", *(spread[name] for name in names)])
             print(f"\nfolds            {write_whole(folder / 'folds.csv', text.getvalue())}")
             if reports[0].watch:
-                print(f"report           {report_on_folds(folder, reports, values, summary)}")
+                report_on_folds(folder, reports, values, summary)
     return summary

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 import engine
 from utils.batches import shape_of
-from utils.processes import number_of
 from utils.quiet import quiet
 from utils.run_folder import PROJECT, learned, run_folder
 
@@ -83,8 +81,6 @@ def export(model: Any, data: Any, arguments: Any) -> dict[str, float]:
         ArithmeticError: What was exported gives something else.
         OSError: A file cannot be written.
     """
-    if max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        raise engine.MisconfigurationException("export runs in one process: give --devices 1, and no torchrun")
     formats, checkpoint = _choose(arguments.formats), Path(arguments.ckpt_path)
     about = learned(checkpoint)
     inputs = about.get("inputs")

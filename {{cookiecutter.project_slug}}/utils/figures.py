@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ def style() -> Iterator[None]:
         "ytick.color": INK,
         "legend.frameon": False,
         "axes.unicode_minus": False,
+        # A dollar in a name is a dollar.
+        "text.parse_math": False,
     }
     with matplotlib.rc_context(ours):
         yield
@@ -141,8 +144,9 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
     ax.grid(False)
     shown = range(classes) if classes <= WITH_NAMES else range(0, classes, math.ceil(classes / 20))
     upright = classes > 6 and max(map(len, names)) > 3
-    ax.set_xticks(list(shown), [_short(names[n]) for n in shown], rotation=90 if upright else 0, fontsize=9)
-    ax.set_yticks(list(shown), [_short(names[n]) for n in shown], fontsize=9)
+    labels = _labels(names)
+    ax.set_xticks(list(shown), [labels[n] for n in shown], rotation=90 if upright else 0, fontsize=9)
+    ax.set_yticks(list(shown), [labels[n] for n in shown], fontsize=9)
     ax.set(title=title, xlabel="Predicted class", ylabel="True class")
     if numbered:
         for (row, column), count in np.ndenumerate(counts):
@@ -161,7 +165,9 @@ def per_class(names: Sequence[str], table: Sequence[Mapping[str, float]], title:
     """Precision and recall of each class on a line; the worst class, by F1, is at the top."""
     from matplotlib.ticker import MaxNLocator
 
-    order = sorted(range(len(names)), key=lambda n: np.nan_to_num(table[n]["F1"]))[:WITH_NAMES]
+    # A class that is not there, and that was never predicted, is neither good nor bad.
+    judged = [number for number, row in enumerate(table) if not math.isnan(row["F1"])]
+    order, labels = sorted(judged, key=lambda n: table[n]["F1"])[:WITH_NAMES], _labels(names)
     drawn = figure(5.0, 1.3 + 0.3 * len(order))
     ax = drawn.subplots()
     places = np.arange(len(order))
@@ -169,7 +175,7 @@ def per_class(names: Sequence[str], table: Sequence[Mapping[str, float]], title:
     ax.hlines(places, np.minimum(precision, recall), np.maximum(precision, recall), color=PALE, linewidth=4)
     ax.plot(precision, places, "o", color=BLUE, label="precision", markersize=7, clip_on=False)
     ax.plot(recall, places, "D", color=ORANGE, label="recall", markersize=5.5, clip_on=False)
-    ax.set_yticks(places, [f"{_short(names[n])}  ({table[n]['samples']:,.0f})" for n in order], fontsize=9)
+    ax.set_yticks(places, [f"{labels[n]}  ({table[n]['samples']:,.0f})" for n in order], fontsize=9)
     ax.set_ylim(len(order) - 0.5, -0.5)
     lowest = np.nanmin([*precision, *recall, 1.0])
     ax.set_xlim(max(0.0, math.floor(lowest * 20 - 1) / 20), 1.0)
@@ -264,7 +270,7 @@ def throughput(steps: np.ndarray, speed: np.ndarray) -> Figure:
     ax.legend(fontsize=8)
     ax.set(title="Throughput in training", xlabel="Optimizer steps", ylabel="Samples per second")
     ax.set_xlim(left=0)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.2 * float(np.max(speed)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     _whole_numbers(ax)
     return drawn
@@ -286,14 +292,28 @@ def folds(measure: str, values: Sequence[float]) -> Figure:
 def _colour(name: str, names: Sequence[str]) -> str:
     """Training is blue, validation orange and the test green, whatever else is there."""
     usual = {"train": BLUE, "train (steps)": BLUE, "val": ORANGE, "test": GREEN}
-    name, names = name.replace("test/", "val/"), [other for other in names if not other.startswith("test/")]
-    names = names if name in names else [*names, name]
-    others = [other for other in names if other not in usual]
-    return usual[name] if name in usual else SERIES[(3 + others.index(name)) % len(SERIES)]
+    if name in usual:
+        return usual[name]
+    sets = [other for other in dict.fromkeys(n.replace("test/", "val/") for n in names) if other not in usual]
+    name = name.replace("test/", "val/")
+    return SERIES[(3 + (sets.index(name) if name in sets else 0)) % len(SERIES)]
+
+
+def _labels(names: Sequence[str], most: int = 18) -> list[str]:
+    """Names that are short enough; where that makes two the same, without what all begin and end with."""
+    short = [_short(name, most) for name in names]
+    if len(set(short)) < len(set(names)):
+        start = len(os.path.commonprefix(list(names)))
+        end = len(os.path.commonprefix([name[start:][::-1] for name in names]))
+        short = [_short(f"…{name[start : len(name) - end]}", most) for name in names]
+    if len(set(short)) < len(set(names)):
+        short = [f"{number}: {_short(name, most - 4)}" for number, name in enumerate(names)]
+    return short
 
 
 def _short(name: str, most: int = 18) -> str:
     """A text with its middle left out, if it is wider than so many letters; those of Chinese count twice."""
+    name = name.encode("utf-8", "replace").decode()  # of what no encoding has, no font has a picture
     widths = [2 if east_asian_width(letter) in "WF" else 1 for letter in name]
     if sum(widths) <= most:
         return name

@@ -15,6 +15,7 @@ import engine
 from utils import figures
 from utils.quiet import quiet
 from utils.run_state import write_whole
+from utils.samples import leaves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +24,8 @@ SMALLEST = 8
 # What a size is run for: some batches and seconds to warm up, and some to measure.
 WARMUP_BATCHES, WARMUP_SECONDS = 2, 0.3
 BATCHES, SECONDS, MOST_SECONDS = 3, 1.0, 10.0
+# An epoch of fewer steps learns little, however fast they are.
+STEPS_OF_AN_EPOCH = 8
 # Doubling pays if it brings so much; after so many times without, it is over.
 GAIN, PATIENCE = 1.05, 2
 # The smallest size that is so near to the fastest is the answer: small batches learn more in an epoch.
@@ -58,7 +61,7 @@ class Stopwatch(engine.Callback):
             if self.batches >= WARMUP_BATCHES and now - self.first >= WARMUP_SECONDS:
                 self.begin, self.batches = _when_done(self.device), 0
             return
-        self.samples += _count(batch)
+        self.samples += next(len(part) for part in leaves(batch) if isinstance(part, torch.Tensor) and part.ndim)
         passed = now - self.begin
         if self.batches >= BATCHES and passed >= SECONDS or passed >= MOST_SECONDS:
             self.end = _when_done(self.device)
@@ -70,13 +73,6 @@ def _when_done(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
-
-
-def _count(batch: Any) -> int:
-    """Samples in a batch: the length of its first tensor."""
-    while not isinstance(batch, torch.Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
-    return len(batch)
 
 
 def find_batch_size(model: Any, data: Any, settings: dict[str, Any], picture: Path) -> dict[str, float]:
@@ -132,7 +128,7 @@ def _measure_all(model: Any, data: Any, settings: dict[str, Any]) -> list[Measur
             )
         speeds = [one.speed for one in found]
         slower = len(speeds) > PATIENCE and max(speeds[-PATIENCE:]) < GAIN * max(speeds[:-PATIENCE])
-        if samples < 2 * size or slower or _too_large_next(found):
+        if samples < STEPS_OF_AN_EPOCH * 2 * size or slower or _too_large_next(found):
             return found
         size *= 2
 

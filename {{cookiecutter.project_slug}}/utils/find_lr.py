@@ -60,8 +60,9 @@ class RisingRate(engine.Callback):
         self, trainer: engine.Trainer, pl_module: engine.Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the loss; a step of accumulated gradients has that of several batches."""
-        self._window.append(float(outputs["loss"]))
-        if trainer.global_step > len(self.losses):
+        # A step that gives no loss ends the search.
+        self._window.append(float(outputs["loss"]) if outputs and "loss" in outputs else math.nan)
+        if trainer.global_step > len(self.losses) or math.isnan(self._window[-1]):
             # The engine has divided each by how many there usually are.
             self.losses.append(sum(self._window) / len(self._window) * trainer.accumulate_grad_batches)
             self._window = []

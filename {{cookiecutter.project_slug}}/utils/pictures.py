@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+# Files that Pillow reads; of moving pictures it is the first.
+PICTURES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
 # What stands for white in pictures of more than 8 bits; those of floats are taken to be from 0 to 1.
 WHITE = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}
 
@@ -63,18 +65,19 @@ def _decode(file: Path, size: int, grayscale: bool) -> Tensor:
         raise ValueError(f"{file} cannot be read as a picture ({error}); repair or remove it") from error
 
 
-def files_below(root: Path, folder: Path, suffixes: tuple[str, ...] = IMG_EXTENSIONS) -> list[str]:
+def files_below(root: Path, folder: Path, suffixes: tuple[str, ...] = PICTURES) -> list[str]:
     """Paths, relative to root, of all files in a folder and below that end so; hidden ones are left out.
 
     A folder that cannot be read stands for its files, so that whoever reads them learns of it.
     """
     names: list[str] = []
     unreadable: list[OSError] = []
+    seen = {os.path.realpath(folder)}
     for parent, below, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
-        # A link to a folder above leads round in circles.
-        above = os.path.realpath(parent)
+        # Links may lead round in circles: no folder is looked into twice.
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in below if not name.startswith(".")}
-        below[:] = [name for name, path in real.items() if not (above + os.sep).startswith(path + os.sep)]
+        below[:] = sorted(name for name, path in real.items() if path not in seen)
+        seen.update(real.values())
         files = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
         where = Path(parent).relative_to(root)
         names += [(where / name).as_posix() for name in files]

@@ -314,6 +314,10 @@ class WritePredictions(engine.Callback):
     def _begin(self, rows: Tensor, about: list[dict[str, Any]], learned: Any) -> Writer:
         if self.path.suffix.lower() == ".npy":
             return ArrayWriter(self.file, tuple(rows.shape[1:]))
+        if rows.ndim > 2 and learned["task"] == "multiclass":
+            raise engine.MisconfigurationException(
+                f"a sample has predictions of shape {tuple(rows.shape[1:])}, which is no row; give --output X.npy"
+            )
         return CsvWriter(self.file, list(about[0]), learned["class_names"], learned["task"], rows[0].numel())
 
     def _of_sets(self, rows: Tensor, number: int) -> list[dict[str, Any]]:

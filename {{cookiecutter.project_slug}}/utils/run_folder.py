@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import engine
-from utils.processes import is_first
+from utils.processes import is_first, share_of_samples
 from utils.registry import load_class
 from utils.run_state import (
     CONFIG,
@@ -108,6 +108,7 @@ def describe_environment(data: Any) -> dict[str, Any]:
         },
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
         "job": job_id(),
+        "processes": share_of_samples()[1],
         "data": {f"{split}/{name}": fingerprint(s) for split, sets in data.sets.items() for name, s in sets.items()},
         "code": {file.relative_to(PROJECT).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in own},
     }

@@ -259,3 +259,9 @@ def _read_yaml(file: Path) -> Any:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The arguments of a run, by the config in its folder; empty if there is none."""
+    content = _read_yaml(run / CONFIG)
+    return content if isinstance(content, dict) else {}

@@ -202,7 +202,7 @@ def _checksums(dataset: Dataset[Any]) -> list[int] | None:
 def _checksum(dataset: Dataset[Any], index: int) -> int:
     checksum = 0
     try:
-        for value in _leaves(dataset[index]):
+        for value in leaves(dataset[index]):
             checksum = zlib.crc32(_content(value), checksum)
     except (ValueError, OSError) as error:
         source: Any = dataset
@@ -222,11 +222,12 @@ def _content(value: Any) -> bytes:
     return type(value).__name__.encode() if array.dtype.kind == "O" else array.tobytes()
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator[Any]:
+    """What lists, tuples and dicts within each other hold."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves(item)
     else:
         yield value

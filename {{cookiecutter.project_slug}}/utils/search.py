@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import engine
 from utils.arguments import constructor_arguments
 from utils.find_batch_size import find_batch_size
 from utils.find_lr import find_lr
-from utils.processes import number_of
 from utils.run_folder import logger_arguments
 
 # Searches stop by themselves; schedules want to know a number of steps.
@@ -68,8 +66,6 @@ def _check(flag: str, arguments: Any) -> None:
         )
     if arguments.fast_dev_run:
         raise engine.MisconfigurationException(f"{flag} and --fast_dev_run: give one of them")
-    if max(number_of(arguments.devices), int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        raise engine.MisconfigurationException(f"{flag} runs in one process: give --devices 1, and no torchrun")
 
 
 def _only_training(arguments: Any) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def read_rows(file: Path, delimiter: str | None = None) -> Iterator[tuple[int, l
 
     Args:
         file: The file, in UTF-8; what is not comes as lone surrogates.
-        delimiter: As in `Table`, where the first line has it; it counts before others that the line has as often.
+        delimiter: As in `Table`, where the first line has it.
 
     Yields:
         The number of a row's last line, and its cells; or a text, the reason why it cannot be read.
@@ -126,7 +126,7 @@ def read_rows(file: Path, delimiter: str | None = None) -> Iterator[tuple[int, l
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             first = lines.readline()
-            chosen = max([*(delimiter or ""), *DELIMITERS], key=first.count)
+            chosen = delimiter if delimiter and delimiter in first else max(DELIMITERS, key=first.count)
             reader = csv.reader(chain([first], lines), delimiter=chosen, skipinitialspace=True, strict=True)
             width = None
             while True:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import warnings
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 import engine
 from utils import figures
 from utils.metrics import as_numbers, usual_mode
-from utils.processes import share_of_samples
 from utils.report.logs import read_curves, read_speed
 from utils.report.page import Page
 from utils.report.results import Results
@@ -29,7 +32,8 @@ from utils.report.sections import (
     show_samples,
     show_settings,
 )
-from utils.run_state import read_environment, write_whole
+from utils.run_folder import run_folder
+from utils.run_state import read_config, read_environment
 from utils.samples import per_sample
 
 PAGE = "report.html"
@@ -40,7 +44,8 @@ class Report(engine.Callback):
 
     Args:
         arguments: Those of the command line.
-        folder: The run's; default: where the trainer logs.
+        checkpoint: The one that the command `report` was given; what goes wrong is an error then. Default: the best of
+            the run that ends, which is not to be lost for want of a figure.
         watch: Count what is right and wrong; otherwise only metrics are kept, and shown in TensorBoard.
         draw: Write figures and page, if it was watched.
 
@@ -52,14 +57,14 @@ class Report(engine.Callback):
         page: The page, once it is written.
     """
 
-    def __init__(self, arguments: Any, folder: Path | None = None, watch: bool = True, draw: bool = True) -> None:
-        self.arguments, self.folder, self.watch, self.draw = arguments, folder, watch, draw
+    def __init__(self, arguments: Any, checkpoint: Path | None = None, watch: bool = True, draw: bool = True) -> None:
+        self.arguments, self.checkpoint, self.watch, self.draw = arguments, checkpoint, watch, draw
         self.metrics: dict[str, float] = {}
         self.results: dict[str, Results] = {}
         self.title = ""
         self.class_names: list[str] | None = None
         self.page: Path | None = None
-        self._stage = ""
+        self._stage, self._over = "", False
 
     def setup(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
         """Note what the trainer is about to do; validation within fit is of no concern."""
@@ -69,149 +74,218 @@ class Report(engine.Callback):
         self, trainer: engine.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Count a batch."""
-        if self._stage:
+        if self._stage and self.watch:
             self._add(trainer, pl_module, outputs, batch, dataloader_idx)
 
     def on_test_batch_end(
         self, trainer: engine.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Count a batch."""
-        self._add(trainer, pl_module, outputs, batch, dataloader_idx)
+        if self.watch:
+            self._add(trainer, pl_module, outputs, batch, dataloader_idx)
 
     def _add(self, trainer: engine.Trainer, module: Any, outputs: Any, batch: Any, number: int) -> None:
-        if not self.watch or trainer.fast_dev_run or not isinstance(outputs, dict):
+        told = isinstance(outputs, dict) and outputs.keys() >= {"outputs", "targets"}
+        pair = isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[1], Tensor)
+        if not told or not pair or trainer.fast_dev_run:
+            # Steps or batches of one's own.
             return
         data: Any = trainer.datamodule
         names = data.names[self._stage]
         key = f"{self._stage}/{names[number]}" if len(names) > 1 else self._stage
         if key not in self.results:
-            self.results[key] = Results(module.hparams["task"], module.num_outputs)
-        self.results[key].add(batch[0], outputs["outputs"], outputs["targets"], module.scale)
+            dataset = self._set(data, key)
+            size = len(dataset) if dataset is not None else None
+            self.results[key] = Results(module.hparams["task"], module.num_outputs, size)
+        self.results[key].add(batch[0], outputs["outputs"], outputs["targets"], len(batch[1]), module.scale)
 
-    def teardown(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
-        """Keep the metrics of a validation."""
-        if stage == "validate":
-            self._keep_metrics(trainer)
+    def _set(self, data: Any, key: str) -> Any:
+        """The set that a key of `results` stands for; None if the loader was not made of one by DInterface."""
+        split, _, name = key.partition("/")
+        return data.sets.get(split, {}).get(name or data.names[split][0])
+
+    def on_validation_end(self, trainer: engine.Trainer, pl_module: Any) -> None:
+        """Add up what was counted."""
+        if self._stage:
+            self._close(trainer, pl_module)
 
     def on_test_end(self, trainer: engine.Trainer, pl_module: Any) -> None:
-        """Write the report, and what TensorBoard compares runs by."""
-        self._keep_metrics(trainer)
+        """Add up what was counted, and write the report."""
+        self._close(trainer, pl_module)
+        self._write(trainer, pl_module)
+
+    def on_exception(self, trainer: engine.Trainer, pl_module: engine.Module, exception: BaseException) -> None:
+        """There will be nothing to report on."""
+        self._over = True
+
+    def teardown(self, trainer: engine.Trainer, pl_module: engine.Module, stage: str) -> None:
+        """Write the report of a run that nothing was tested in."""
+        if stage == "test" and not self._over:
+            self._write(trainer, pl_module)
+
+    def _close(self, trainer: engine.Trainer, module: Any) -> None:
+        """Add up what the processes have counted: each of them comes here."""
+        data: Any = trainer.datamodule
+        self.metrics |= as_numbers(trainer.callback_metrics)
+        self.class_names = module.hparams.get("class_names")
+        for key, results in self.results.items():
+            if key.partition("/")[0] == self._stage:
+                dataset = self._set(data, key)
+                results.merge(None if dataset is None else per_sample(dataset, "names"))
+
+    def _write(self, trainer: engine.Trainer, module: Any) -> None:
+        """Draw and write everything, in one process; nothing here waits for others."""
+        self._over = True
         data: Any = trainer.datamodule
         self.title = f"{self.arguments.model_name} on {', '.join(data.names['train'])}"
-        self.class_names = pl_module.hparams.get("class_names")
-        if trainer.fast_dev_run:
-            return
-        for key, results in self.results.items():
-            split, _, name = key.partition("/")
-            results.merge(per_sample(data.sets[split][name or data.names[split][0]], "names"))
-        folder = self.folder or Path(trainer.log_dir or "")
-        if not trainer.is_global_zero:
+        if trainer.fast_dev_run or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             if isinstance(logger, engine.loggers.TensorBoardLogger):
                 final = {f"final/{name}": value for name, value in self.metrics.items()}
-                logger.log_hyperparams({**pl_module.hparams, **data.hparams}, final)
+                logger.log_hyperparams({**module.hparams, **data.hparams}, final)
             logger.save()
-        if not (self.watch and self.draw):
-            return
-        try:
-            with figures.style():
-                drawn = self._draw(trainer, pl_module, folder)
-            self.page = write(folder / "report", drawn)
-            show_in_tensorboard(trainer, pl_module, drawn)
-        except OSError as error:
-            # The run is done: it is not to be lost for want of a figure.
-            print(
-                f"warning: no report: {error}; python main.py report --ckpt_path best writes it anew", file=sys.stderr
-            )
+        if self.watch and self.draw:
+            with nullcontext() if self.checkpoint is not None else only_warned():
+                page = self._draw(trainer, data)
+                self.page = write(self._folder(trainer), page)
+                for logger in trainer.loggers:
+                    if isinstance(logger, engine.loggers.TensorBoardLogger):
+                        show_in_tensorboard(logger.experiment, page, trainer.global_step)
+                        draw_graph(logger.experiment, module)
+                        logger.save()
 
-    def _keep_metrics(self, trainer: engine.Trainer) -> None:
-        self.metrics |= as_numbers(trainer.callback_metrics)
+    def _folder(self, trainer: engine.Trainer) -> Path:
+        """Where the report goes: each checkpoint has its own."""
+        if self.checkpoint is None:
+            return Path(trainer.log_dir or "") / "report"
+        run, name = run_folder(self.checkpoint), self.checkpoint.stem
+        return Path(f"{name}-report") if run is None else run / ("report" if name == "best" else f"report-{name}")
 
-    def _draw(self, trainer: engine.Trainer, module: Any, folder: Path) -> Page:
+    def _draw(self, trainer: engine.Trainer, data: Any) -> Page:
         """The page, with all figures."""
-        data: Any = trainer.datamodule
-        given = self.arguments
-        page = Page(self.title, str(folder))
-        show_metrics(page, self.metrics)
-        file = folder / "metrics.csv"
-        curves = read_curves(file) if file.is_file() else {}
-        show_curves(page, curves, given.monitor, given.monitor_mode or usual_mode(given.monitor))
-        for key, results in self.results.items():
-            if key.startswith("test"):
-                show_results(page, results, class_names(results, self.class_names), key)
-        speed = read_speed(folder, given.batch_size * given.accumulate_grad_batches * share_of_samples()[1])
-        show_rate_and_speed(page, curves, speed)
-        training = data.sets.get("train")
-        show_samples(page, next(iter((training or data.sets["test"]).values())), self.class_names, training is not None)
-        show_settings(page, given.as_dict(), read_environment(folder))
+        folder = Path(trainer.log_dir or "") if self.checkpoint is None else run_folder(self.checkpoint)
+        given = read_config(folder) if folder is not None else {}
+        given = given or self.arguments.as_dict()
+        page = Page(self.title, str(self.checkpoint or folder))
+        with figures.style():
+            name = "best" if self.checkpoint is None else self.checkpoint.stem
+            show_metrics(page, self.metrics, "best checkpoint" if name == "best" else f"{name}.ckpt")
+            curves = {}
+            if folder is not None and (folder / "metrics.csv").is_file():
+                curves = read_curves(folder / "metrics.csv")
+                show_curves(page, curves, given["monitor"], given["monitor_mode"] or usual_mode(given["monitor"]))
+            tested = [key for key in self.results if key.startswith("test")]
+            for key in tested or self.results:
+                names = class_names(self.results[key], self.class_names)
+                show_results(page, self.results[key], names, key)
+            environment = {} if folder is None else read_environment(folder)
+            if folder is not None:
+                step = given["batch_size"] * given["accumulate_grad_batches"] * environment.get("processes", 1)
+                show_rate_and_speed(page, curves, read_speed(folder, step))
+            for split in [split for split in ("train", "test", "val") if data.sets.get(split)][:1]:
+                dataset = next(iter(data.sets[split].values()))
+                show_samples(page, dataset, self.class_names, training=split == "train")
+            show_settings(page, given, environment)
         return page
 
 
-def report_on_folds(folder: Path, reports: list[Report], table: dict[str, list[float]], mean: dict[str, float]) -> Path:
-    """Write one report over all folds; see `show_folds` for the numbers.
+@contextmanager
+def only_warned() -> Iterator[None]:
+    """Around a report of a run that is done: what goes wrong is told, and costs nothing else."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "python main.py report --ckpt_path best writes it anew"
+        print(f"warning: no report: {reason} ({type(error).__name__}); {advice}", file=sys.stderr)
+
+
+def report_on_folds(folder: Path, reports: list[Report], table: dict[str, list[float]], mean: dict[str, float]) -> None:
+    """Write one report over all folds, say where, and show its figures in TensorBoard, too.
 
     Args:
         folder: That of all folds.
         reports: Those that have watched the folds.
         table: For each measure its values by fold.
         mean: Means of these, and under a name with `_std` their deviation.
-
-    Returns:
-        The page's file.
     """
-    first = reports[0]
-    with figures.style():
+    # Late: it is imported for seconds.
+    from torch.utils.tensorboard import SummaryWriter
+
+    first, runs = reports[0], [folder / f"fold_{number}" for number in range(len(reports))]
+    with only_warned(), figures.style():
         page = Page(f"{first.title}: {len(reports)} folds", str(folder))
         show_folds(page, table, mean)
-        show_curves_of_folds(page, [read_curves(folder / f"fold_{n}" / "metrics.csv") for n in range(len(reports))])
+        show_curves_of_folds(page, [read_curves(run / "metrics.csv") for run in runs])
         for key in [key for key in first.results if key.startswith("val")]:
             results = Results.of_folds([report.results[key] for report in reports])
             show_results(page, results, class_names(results, first.class_names), key)
-        show_settings(page, first.arguments.as_dict(), read_environment(folder / "fold_0"))
-    return write(folder / "report", page)
+        show_settings(page, read_config(runs[0]), read_environment(runs[0]))
+        print(f"report           {write(folder / 'report', page)}")
+        with SummaryWriter(str(folder)) as writer:
+            show_in_tensorboard(writer, page, step=0)
 
 
 def write(folder: Path, page: Page) -> Path:
-    """Write a page and, beside it, each of its figures; figures of an earlier page go.
+    """Write a page and, beside it, its figures, into a folder that takes the place of an earlier report.
 
     Returns:
         The page's file.
 
     Raises:
-        OSError: The folder cannot be written.
+        MisconfigurationException: The folder holds something else.
+        OSError: It cannot be written; the earlier report is still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("*.png"):
-        if file.stem not in page.figures:
-            file.unlink()
-    for name, content in page.figures.items():
-        write_whole(folder / f"{name}.png", content)
-    return write_whole(folder / PAGE, page.render())
+    if folder.exists() and not (folder / PAGE).is_file():
+        raise engine.MisconfigurationException(f"{folder} is there already, and is no report; move it away")
+    new, old = folder.with_name(f"{folder.name}.tmp"), folder.with_name(f"{folder.name}.old")
+    try:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir(parents=True)
+        for name, content in page.figures.items():
+            (new / f"{name}.png").write_bytes(content)
+        (new / PAGE).write_bytes(page.render())
+        if folder.exists():
+            folder.replace(old)
+        new.replace(folder)
+    except OSError as error:
+        error.add_note(f"{folder} could not be written; free space, or choose another folder to work in")
+        error.explained = True  # type: ignore[attr-defined]
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder / PAGE
 
 
-def show_in_tensorboard(trainer: engine.Trainer, module: Any, page: Page) -> None:
-    """Give TensorBoard the figures of a page, and the graph of the net."""
+def show_in_tensorboard(writer: Any, page: Page, step: int) -> None:
+    """Give TensorBoard the figures of a page.
+
+    Args:
+        writer: A SummaryWriter.
+        page: The page.
+        step: At which step they are shown.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    for logger in trainer.loggers:
-        if isinstance(logger, engine.loggers.TensorBoardLogger):
-            for name, content in page.figures.items():
-                # As they are: to draw them again would take as long as the first time.
-                width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-                image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
-                summary = Summary(value=[Summary.Value(tag=f"report/{name}", image=image)])
-                logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
-            draw_graph(logger.experiment, module)
-            logger.save()
+    for name, content in page.figures.items():
+        # As they are: to draw them again would take as long as the first time.
+        width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
+        summary = Summary(value=[Summary.Value(tag=f"report/{name}", image=image)])
+        writer._get_file_writer().add_summary(summary, step)
 
 
 def draw_graph(writer: Any, module: Any) -> None:
     """Draw the graph of the net, if it can be traced with a batch of one sample."""
-    inputs = module.hparams.get("inputs")
-    if inputs is None or module.hparams["compile"] or share_of_samples()[1] > 1:
+    inputs, several = module.hparams.get("inputs"), dist.is_available() and dist.is_initialized()
+    if inputs is None or module.hparams["compile"] or several and dist.get_world_size() > 1:
         return
     example = torch.zeros(1, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]), device=module.device)
+    if example.is_floating_point():
+        example = example.to(next((p.dtype for p in module.net.parameters()), example.dtype))
     # What cannot be traced is said in prints, warnings, and errors of any kind.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), suppress(Exception), torch.no_grad():
         warnings.simplefilter("ignore")

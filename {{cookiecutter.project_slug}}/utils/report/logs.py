@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,11 +19,14 @@ def read_curves(file: Path) -> dict[str, Curve]:
     """
     with open(file, newline="", encoding="utf-8") as opened:
         rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(opened)]
-    ends = sorted({(row["epoch"], row["step"]) for row in rows if "epoch" in row and "train_loss_epoch" in row})
-    # Steps before an epoch has ended are placed by the length of the epochs before.
-    steps = [0.0, *(step + 1 for _, step in ends)] or [0.0]
-    epochs = [0.0, *(epoch + 1 for epoch, _ in ends)]
-    if len(steps) < 2:
+    # An epoch ends with the last of its steps that is known; steps within are placed by the length of epochs before.
+    ends: dict[float, float] = {}
+    for row in rows:
+        if "epoch" in row and not all(name.startswith("test_") for name in row.keys() - {"step", "epoch"}):
+            ends[row["epoch"]] = max(ends.get(row["epoch"], 0.0), row["step"])
+    steps = [0.0, *(ends[epoch] + 1 for epoch in sorted(ends))]
+    epochs = [0.0, *(epoch + 1 for epoch in sorted(ends))]
+    if not ends:
         steps, epochs = [0.0, max((row["step"] for row in rows), default=0.0) + 1], [0.0, 1.0]
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
@@ -55,13 +57,14 @@ def read_speed(folder: Path, samples_per_step: int) -> Curve:
 
 
 def _times(file: Path) -> Iterator[tuple[int, float, int]]:
-    """Step, time in seconds, and number of the epoch in this file, of each training loss that was logged."""
+    """Step, time in seconds, and number of the epoch in this file, of each step whose training was logged."""
     # Late: TensorBoard is imported for a second.
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-    epoch = 0
+    epoch, before = 0, -1
     for event in LegacyEventFileLoader(str(file)).Load():
-        tags: set[Any] = {value.tag for value in event.summary.value}
-        if "train_loss_step" in tags:
+        tags: list[str] = [value.tag for value in event.summary.value if value.tag.startswith("train_")]
+        if any(not tag.endswith("_epoch") for tag in tags) and event.step > before:
             yield event.step, event.wall_time, epoch
+            before = event.step
         epoch += "train_loss_epoch" in tags

@@ -51,7 +51,7 @@ class Page:
         kind = "" if width <= SMALL else ' class="large"'
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         size = f'width="{width}" height="{height}"{kind}'
-        image = f'<img src="{source}" alt="{escape(alternative)}" {size}>'
+        image = f'<img src="{source}" alt="{escape(alternative)}" title="{escape(name)}.png" {size}>'
         # Small ones stand side by side.
         joined = width <= SMALL and self._parts and self._parts[-1].startswith('<div class="box"><img')
         before = self._parts.pop().removesuffix("</div>") if joined else '<div class="box">'
@@ -80,19 +80,22 @@ class Page:
         table = f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
         self._parts.append(f"<details><summary>{escape(folded)}</summary>{table}</details>" if folded else table)
 
-    def render(self) -> str:
-        """The page as HTML."""
+    def render(self) -> bytes:
+        """The page as HTML in UTF-8."""
         template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-        return template.substitute(
-            title=escape(self.title), subtitle=escape(self.subtitle), content="\n".join(self._parts)
-        )
+        content = "\n".join(self._parts)
+        page = template.substitute(title=escape(self.title), subtitle=escape(self.subtitle), content=content)
+        # Names of files may hold what no encoding has.
+        return page.encode("utf-8", "replace")
 
 
 def as_text(value: float) -> str:
     """A number with four digits or so."""
     if value != value:
         return "–"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.4g}"
+    if 1e3 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.3g}"
 
 
 def _cell(value: Any) -> str:

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from utils.processes import share_of_samples
 
-# Mistakes that are kept, values of a regression that are drawn, and classes that are counted one against the other.
-WORST, MOST_VALUES, MOST_CLASSES = 16, 20_000, 1000
+# Mistakes that are kept, values of a regression that are drawn, classes that are counted one against the other, and
+# numbers of one sample that are told.
+WORST, MOST_VALUES, MOST_CLASSES, MOST_TOLD = 16, 20_000, 1000, 100
 
 
 @dataclass(order=True)
@@ -27,18 +28,20 @@ class Mistake:
     """A sample that the net got wrong; of two, the one with the larger loss is the greater.
 
     Attributes:
-        loss: How wrong.
+        loss: How wrong; infinite where it is no number.
         index: Number of the sample in its set.
-        name: Of the sample.
-        target: Its class, or value.
-        output: Probability of each class or label; or what came out of a regression.
+        true: Its class; numbers of its labels; or values of a regression. None where a sample has many.
+        said: What the net made of it, in the same form.
+        share: Probability of the class that the net said.
         picture: The sample, of shape (1 or 3, height, width), if it is a picture.
+        name: Of the sample.
     """
 
     loss: float
     index: int
-    target: Any = field(compare=False)
-    output: list[float] = field(compare=False)
+    true: Any = field(compare=False)
+    said: Any = field(compare=False)
+    share: float = field(compare=False)
     picture: np.ndarray | None = field(compare=False)
     name: str = field(default="", compare=False)
 
@@ -49,6 +52,7 @@ class Results:
     Args:
         task: What was learned.
         num_outputs: Number of classes or labels, if it is known.
+        size: Number of samples in the set, if it is known: some samplers repeat samples to share them out evenly.
 
     Attributes:
         seen: Number of samples.
@@ -58,8 +62,8 @@ class Results:
         worst: Mistakes, the worst first once `merge` was called.
     """
 
-    def __init__(self, task: str, num_outputs: int | None) -> None:
-        self.task, self.seen = task, 0
+    def __init__(self, task: str, num_outputs: int | None, size: int | None = None) -> None:
+        self.task, self.size, self.seen = task, size, 0
         classes = 2 if task == "binary" else num_outputs or MOST_CLASSES + 1
         shape = (classes, 2, 2) if task == "multilabel" else (classes, classes)
         fits = task != "regression" and classes <= MOST_CLASSES
@@ -67,16 +71,24 @@ class Results:
         self.values: list[tuple[list[float], list[float]]] = []
         self.worst: list[Mistake] = []
 
-    def add(self, inputs: Any, outputs: Tensor, targets: Tensor, scale: Any) -> None:
+    def add(self, inputs: Any, outputs: Tensor, targets: Tensor, samples: int, scale: Any) -> None:
         """Count a batch.
 
         Args:
             inputs: Of the net; only tensors of pictures are kept.
             outputs: Of the net, as `align` gives them.
             targets: As `align` gives them.
+            samples: How many samples these are of: a sequence, or a picture with a class for each pixel, has many.
             scale: The module's TargetScale, whose units values of a regression have.
         """
-        losses, predictions, targets = _judge(self.task, outputs.detach().float(), targets, scale)
+        rank, world = share_of_samples()
+        indices = range(self.seen * world + rank, (self.seen + samples) * world + rank, world)
+        mine = samples if self.size is None else len([index for index in indices if index < self.size])
+        self.seen += mine
+        if not mine or len(outputs) % samples:
+            return
+        rows = len(outputs) // samples * mine
+        losses, predictions, targets = _judge(self.task, outputs[:rows].detach().float(), targets[:rows], scale)
         if self.counts is not None:
             self.counts = self.counts.to(targets.device)
             self.counts += _count(self.task, predictions, targets, self.counts)
@@ -85,25 +97,19 @@ class Results:
             columns = targets.shape[1] if targets.ndim == 2 else 1
             both = [values.reshape(-1, columns)[: MOST_VALUES - len(self.values)] for values in (targets, predictions)]
             self.values += zip(*(values.tolist() for values in both), strict=True)
-        size = len(inputs) if isinstance(inputs, Tensor | list | tuple) else len(losses)
-        # A sequence, or a picture with a class for each pixel, counts by its mean.
-        losses = losses.reshape(size, -1).mean(dim=1)
-        self._keep(inputs, losses, predictions, targets)
-        self.seen += size
+        self._keep(inputs, losses.reshape(mine, -1).mean(dim=1), predictions, targets, indices)
 
-    def _keep(self, inputs: Any, losses: Tensor, predictions: Tensor, targets: Tensor) -> None:
+    def _keep(self, inputs: Any, losses: Tensor, predictions: Tensor, targets: Tensor, indices: range) -> None:
         """Keep the worst samples of a batch."""
-        single = len(targets) == len(losses)
-        top = losses.topk(min(WORST, len(losses)))
-        rank, world = share_of_samples()
+        single = len(targets) == len(losses) and targets.ndim <= 2
+        top = losses.nan_to_num(nan=torch.inf).topk(min(WORST, len(losses)))
         for loss, row in zip(top.values.tolist(), top.indices.tolist(), strict=True):
             full = len(self.worst) == WORST
             if loss <= 0 or full and loss <= self.worst[0].loss:
                 break
+            true, said, share = _tell(self.task, targets[row], predictions[row]) if single else (None, None, 0.0)
             picture = _picture(inputs[row]) if isinstance(inputs, Tensor) else None
-            target, output = (targets[row].tolist(), predictions[row]) if single else (None, torch.empty(0))
-            index = (self.seen + row) * world + rank
-            mistake = Mistake(loss, index, target, output.flatten()[:MOST_CLASSES].tolist(), picture)
+            mistake = Mistake(loss, indices[row], true, said, share, picture)
             (heapq.heapreplace if full else heapq.heappush)(self.worst, mistake)
 
     def merge(self, names: Sequence[Any] | None) -> None:
@@ -130,7 +136,7 @@ class Results:
 
     @classmethod
     def of_folds(cls, folds: Sequence[Results]) -> Results:
-        """What the nets of all folds made of samples that they were not trained on, and that are different ones."""
+        """What the nets of all folds made of their validation samples, added up."""
         counts = folds[0].counts
         added = cls(folds[0].task, None if counts is None else len(counts))
         told = [[replace(m, name=f"fold {number}, {m.name}") for m in fold.worst] for number, fold in enumerate(folds)]
@@ -157,25 +163,27 @@ def per_class(counts: Any) -> list[dict[str, float]]:
 
 
 def _judge(task: str, outputs: Tensor, targets: Tensor, scale: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each sample or position (0 where it is right), predictions of shape (N, outputs), and targets."""
+    """Loss of each sample or position (0 where it is right), predictions, and targets.
+
+    Classes have predictions of shape (N, classes) and targets of shape (N,), where -1 does not count.
+    """
     if task == "regression":
-        predictions = scale.restore(outputs)
-        wrong = (outputs - scale(targets)).abs().flatten(1).mean(dim=1) if outputs.ndim > 1 else None
-        return (outputs - scale(targets)).abs() if wrong is None else wrong, predictions, targets
-    if task == "binary":
-        outputs, targets = torch.stack([-outputs / 2, outputs / 2], dim=1), targets.long()
+        far = (outputs - scale(targets)).abs()
+        return far if far.ndim == 1 else far.flatten(1).mean(dim=1), scale.restore(outputs), targets
     if task == "multilabel":
         predictions = outputs.sigmoid()
         wrong = ((predictions > 0.5) != (targets > 0.5)).any(dim=1)
         losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
-        return losses * wrong, predictions, targets.long()
+        return losses.where(wrong, 0), predictions, targets.long()
+    if task == "binary":
+        outputs, targets = torch.stack([-outputs / 2, outputs / 2], dim=1), targets.long()
     # A class for each pixel: those come last.
-    outputs = outputs.movedim(1, -1).flatten(0, -2)
     targets = targets.argmax(dim=1).flatten() if targets.is_floating_point() else targets.flatten()
+    outputs = outputs.movedim(1, -1).flatten(0, -2)
     counted = (targets >= 0) & (targets < outputs.shape[1])
     losses = F.cross_entropy(outputs, targets.where(counted, 0), reduction="none")
     wrong = (outputs.argmax(dim=1) != targets) & counted
-    return losses * wrong, outputs.softmax(dim=1), targets.where(counted, -1)
+    return losses.where(wrong, 0), outputs.softmax(dim=1), targets.where(counted, -1)
 
 
 def _count(task: str, predictions: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
@@ -185,6 +193,18 @@ def _count(task: str, predictions: Tensor, targets: Tensor, counts: Tensor) -> T
     there = targets >= 0
     pairs = targets[there] * len(counts) + predictions.argmax(dim=1)[there]
     return pairs.bincount(minlength=counts.numel()).reshape(counts.shape)
+
+
+def _tell(task: str, target: Tensor, prediction: Tensor) -> tuple[Any, Any, float]:
+    """Target and prediction of one sample, and the probability of the class that was predicted."""
+    if task == "regression":
+        true, said = (values.flatten()[:MOST_TOLD].tolist() for values in (target, prediction))
+        return true, said, 0.0
+    if task == "multilabel":
+        true, said = (torch.nonzero(values > 0.5).flatten()[:MOST_TOLD].tolist() for values in (target, prediction))
+        return true, said, 0.0
+    best = int(prediction.argmax())
+    return int(target), best, float(prediction[best])
 
 
 def _picture(sample: Tensor) -> np.ndarray | None:

@@ -12,16 +12,23 @@ from torch.utils.data import Dataset
 from utils import figures
 from utils.report.logs import Curve
 from utils.report.page import Page, as_text
-from utils.report.results import MOST_CLASSES, Mistake, Results, per_class
+from utils.report.results import Mistake, Results, per_class
 from utils.samples import same_randomness
 
 # Numbers at the top, panels of learning curves, samples and confusions that are shown.
 MOST_NUMBERS, MOST_PANELS, SAMPLES, CONFUSIONS = 4, 9, 12, 10
+SEPARATOR = " · "
 STAGES = ("train", "val", "test")
 
 
-def show_metrics(page: Page, metrics: Mapping[str, float]) -> None:
-    """The numbers that count, and a table of all."""
+def show_metrics(page: Page, metrics: Mapping[str, float], checkpoint: str) -> None:
+    """The numbers that count, and a table of all.
+
+    Args:
+        page: Where to.
+        metrics: By name.
+        checkpoint: What they are those of.
+    """
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         stage, _, measure = name.partition("_")
@@ -34,7 +41,7 @@ def show_metrics(page: Page, metrics: Mapping[str, float]) -> None:
     words = {"val": "validation", "test": "test"}
     if len(rows) > len(first) or len(stages) > 1:
         table = [[measure, *(row.get(stage, float("nan")) for stage in stages)] for measure, row in rows.items()]
-        page.table(["best checkpoint", *(words[stage] for stage in stages)], table)
+        page.table([checkpoint, *(words[stage] for stage in stages)], table)
 
 
 def show_curves(page: Page, curves: Mapping[str, Curve], monitor: str, mode: str) -> None:
@@ -51,10 +58,10 @@ def show_curves(page: Page, curves: Mapping[str, Curve], monitor: str, mode: str
         return
     ordered = {name: _in_order(panels[name]) for name in sorted(panels, key=lambda name: name != "loss")[:MOST_PANELS]}
     best = None
-    if monitor in curves:
+    if monitor in curves and np.isfinite(curves[monitor][1]).any():
         epochs, values = curves[monitor]
         best = float(epochs[np.nanargmin(values) if mode == "min" else np.nanargmax(values)])
-    page.heading("Learning curves", "Faint: single steps. The test is that of the best checkpoint.")
+    page.heading("Learning curves", "Faint: single steps. The test after training is that of the best checkpoint.")
     for measure, lines in ordered.items():
         drawn = figures.learning_curve(measure, lines, best)
         page.figure(f"curve_{measure}", figures.png(drawn), f"{measure} over epochs: {', '.join(lines)}")
@@ -75,7 +82,8 @@ def show_results(page: Page, results: Results, names: Sequence[str], title: str)
     counts = None if results.counts is None else results.counts.cpu().numpy()
     if results.values:
         values = np.array(results.values)[:, :, : figures.MOST_TARGETS]
-        drawn = figures.predicted_against_true(values, names, of)
+        named = names if len(names) >= values.shape[2] else [f"value {n}" for n in range(values.shape[2])]
+        drawn = figures.predicted_against_true(values, named, of)
         page.heading(f"Predicted and true values{_of(suffix)}", "Points on the line are right.")
         page.figure(f"predicted_against_true{suffix}", figures.png(drawn), "Predicted against true values")
     if counts is not None:
@@ -89,44 +97,47 @@ def show_mistakes(page: Page, results: Results, names: Sequence[str], suffix: st
     page.heading(f"{'Largest errors' if regression else 'Worst mistakes'}{_of(suffix)}", _about(results))
     if not worst:
         return
-    told = [tell(mistake, results.task, names) for mistake in worst]
+    known = worst[0].true is not None  # a sequence, say, has many
+    told = [tell(mistake, results.task, names) if known else ("", "") for mistake in worst]
     if all(mistake.picture is not None for mistake in worst):
-        captions = [
-            (true, f"taken for {said}", mistake.name) for (true, said), mistake in zip(told, worst, strict=True)
+        lines = [
+            (f"true: {true}", f"said: {said}", mistake.name) for (true, said), mistake in zip(told, worst, strict=True)
         ]
+        captions = lines if known else [(mistake.name,) for mistake in worst]
         drawn = figures.pictures([m.picture for m in worst if m.picture is not None], captions, inches=1.6)
         page.figure(f"worst_mistakes{suffix}", figures.png(drawn), "Pictures that the net got most wrong")
-    folded = "As a table" if worst[0].picture is not None else ""
-    if worst[0].target is None:
-        # Of a sequence, say, there are many.
-        page.table(["sample", "loss"], [[mistake.name, mistake.loss] for mistake in worst], folded=folded)
-        return
-    rows = [[mistake.name, *words, mistake.loss] for words, mistake in zip(told, worst, strict=True)]
-    page.table(["sample", "true", "predicted", "loss"], rows, folded=folded)
+    words = ["true", "predicted"] if known else []
+    rows = [[m.name, *(pair if known else ()), m.loss] for pair, m in zip(told, worst, strict=True)]
+    page.table(["sample", *words, "loss"], rows, folded="As a table" if worst[0].picture is not None else "")
 
 
 def tell(mistake: Mistake, task: str, names: Sequence[str]) -> tuple[str, str]:
     """Target and output of a sample in words."""
-    target, output = mistake.target, mistake.output
-    if target is None:
-        return "–", "–"
     if task == "regression":
-        values = target if isinstance(target, list) else [target]
-        return tuple(", ".join(f"{v:.4g}" for v in part[: figures.MOST_TARGETS]) for part in (values, output))  # type: ignore[return-value]
+        true, said = (list(part[: figures.MOST_TARGETS]) for part in (mistake.true, mistake.said))
+        named = [f"{_name(names, n)} " if len(true) > 1 else "" for n in range(len(true))]
+        return tuple(SEPARATOR.join(map(str.__add__, named, map(as_text, part))) for part in (true, said))  # type: ignore[return-value]
     if task == "multilabel":
-        said = [names[n] for n, share in enumerate(output) if share > 0.5]
-        true = [names[n] for n, share in enumerate(target) if share > 0.5]
-        return " ".join(true) or "none", " ".join(said) or "none"
-    said_class = int(np.argmax(output))
-    return names[target], f"{names[said_class]} ({output[said_class]:.0%})"
+        true, said = ([_name(names, n) for n in part] for part in (mistake.true, mistake.said))
+        return SEPARATOR.join(true) or "none", SEPARATOR.join(said) or "none"
+    return _name(names, mistake.true), f"{_name(names, mistake.said)} ({mistake.share:.0%})"
+
+
+def _name(names: Sequence[str], number: int) -> str:
+    return names[number] if number < len(names) else str(number)
 
 
 def show_samples(page: Page, dataset: Dataset[Any], names: Sequence[str] | None, training: bool) -> None:
     """Some samples as the net gets them; only pictures are shown."""
     count = len(dataset)  # type: ignore[arg-type]
-    with same_randomness():
-        torch.manual_seed(0)
-        chosen = [dataset[int(n)] for n in np.linspace(0, count - 1, min(SAMPLES, count))]
+    try:
+        with same_randomness():
+            torch.manual_seed(0)
+            chosen = [dataset[int(n)] for n in np.linspace(0, count - 1, min(SAMPLES, count))]
+    except (ValueError, OSError) as error:
+        # One that the run has never read, if it has read a part of the set only.
+        page.paragraph(f"No samples are shown: {error}")
+        return
     pairs = [sample if isinstance(sample, list | tuple) else (sample, None) for sample in chosen]
     if not all(isinstance(pair[0], torch.Tensor) and pair[0].ndim == 3 and len(pair[0]) in (1, 3) for pair in pairs):
         return
@@ -139,8 +150,6 @@ def show_samples(page: Page, dataset: Dataset[Any], names: Sequence[str] | None,
 def show_rate_and_speed(page: Page, curves: Mapping[str, Curve], speed: Curve) -> None:
     """The learning rate, and samples a second."""
     rates = {name.removeprefix("lr-"): curve for name, curve in curves.items() if name.startswith("lr-")}
-    if not rates and not len(speed[1]):
-        return
     # Groups of parameters that differ in weight decay alone have one rate.
     different = {tuple(values): name for name, (_, values) in reversed(rates.items())}
     shown = {name: rates[name] for name in rates if name in different.values()}
@@ -149,6 +158,8 @@ def show_rate_and_speed(page: Page, curves: Mapping[str, Curve], speed: Curve) -
     page.heading("Learning rate and throughput")
     if shown:
         page.figure("learning_rate", figures.png(figures.learning_rate(shown)), "Learning rate over epochs")
+    if not shown and not len(speed[1]):
+        page.paragraph("Nothing was logged between the first step and the last: give a smaller --log_every_n_steps.")
     if len(speed[1]):
         page.figure("throughput", figures.png(figures.throughput(*speed)), "Samples per second over optimizer steps")
 
@@ -165,9 +176,10 @@ def show_settings(page: Page, arguments: Mapping[str, Any], environment: Mapping
 
 
 def class_names(results: Results, told: Sequence[str] | None) -> list[str]:
-    """Names of classes or labels; their numbers, where the dataset does not tell."""
-    count = len(results.counts) if results.counts is not None else len(told or ()) or MOST_CLASSES
-    return [str(name) for name in told] if told and len(told) == count else [str(n) for n in range(count)]
+    """Names of classes, labels or targets; their numbers, where the dataset does not tell."""
+    count = len(told or ()) if results.counts is None else len(results.counts)
+    named = told if told and len(told) == count else range(count)
+    return [str(name) for name in named]
 
 
 def _show_classes(page: Page, counts: np.ndarray, names: Sequence[str], title: str, suffix: str) -> None:
@@ -179,6 +191,8 @@ def _show_classes(page: Page, counts: np.ndarray, names: Sequence[str], title: s
         drawn = figures.confusion_matrix(counts, names, title)
         page.figure(f"confusion_matrix{suffix}", figures.png(drawn), "Samples by true and predicted class")
     table = per_class(counts)
+    if not counts.sum():
+        return
     drawn = figures.per_class(names, table, title)
     page.figure(f"per_class{suffix}", figures.png(drawn), "Precision and recall by class")
     if matrix:
@@ -212,7 +226,7 @@ def _about(results: Results) -> str:
     right, total = int(results.counts.diagonal().sum()), int(results.counts.sum())
     if right == total:
         return f"None: all {total:,} are right."
-    return f"{total - right:,} of {total:,} are wrong. These have the largest loss: the net was sure of them."
+    return f"{total - right:,} of {total:,} are wrong. These have the largest loss."
 
 
 def _target(target: Any, names: Sequence[str] | None) -> str:
@@ -247,8 +261,7 @@ def show_folds(page: Page, table: Mapping[str, Sequence[float]], mean: Mapping[s
     for name in first:
         page.figure(f"folds_{name}", figures.png(figures.folds(name, table[name])), f"{name} of each fold")
     count = len(next(iter(table.values())))
-    judged = {name: values for name, values in table.items() if not name.startswith("lr-")}
-    rows = [[name, *values, mean[name], mean[f"{name}_std"]] for name, values in judged.items()]
+    rows = [[name, *values, mean[name], mean[f"{name}_std"]] for name, values in table.items()]
     page.table(["measure", *(f"fold {fold}" for fold in range(count)), "mean", "deviation"], rows)
 
 
