@@ -26,6 +26,7 @@ DEPENDENCIES = {
     "jsonargparse",
     "mypy",
     "numpy",
+    "matplotlib",
     "pillow",
     "pytest",
     "pyyaml",

@@ -180,7 +180,7 @@ def test_max_time_ends_well_and_the_run_goes_on(run: Callable) -> None:
 
 
 def test_a_job_that_is_preempted_is_requeued_and_ends_as_one_that_was_not(run: Callable, tmp_path: Path) -> None:
-    words = (*SHORT, "--max_epochs", "12")
+    words = (*SHORT, "--max_epochs", "12", "--report", "false")
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')

@@ -188,7 +188,7 @@ def test_how_many_processes_are_started(
     import main
 
     (tmp_path / "two.yaml").write_text("devices: 2\n")
-    words = ["--accelerator", "cpu", "--fast_dev_run", "true", *words]
+    words = ["--accelerator", "cpu", "--fast_dev_run", "true", "--report", "false", *words]
     assert run(*words).code == 0
     restarts = int("--max_restarts" in words)
     assert launched == ([(processes, restarts, main.__file__, words)] if processes else [])

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-SRUN = """#!{python}
+SRUN = """#!/bin/sh
+''''exec "{python}" "$0" "$@" #'''
 import os, signal, subprocess, sys, time
 words = [word for word in sys.argv[1:]]
 while words[0].startswith("--"):
@@ -45,7 +46,8 @@ for signal_number in (signal.SIGTERM, signal.SIGKILL):
         time.sleep(0.01 * (None in [task.poll() for task in tasks]))
 sys.exit(max(128 - task.returncode if task.returncode < 0 else task.returncode for task in tasks))
 """
-SCONTROL = """#!{python}
+SCONTROL = """#!/bin/sh
+''''exec "{python}" "$0" "$@" #'''
 import os, signal, sys, time
 if sys.argv[1:3] == ["show", "hostnames"]:
     print("127.0.0.1", "second", sep="\\n")
@@ -66,13 +68,14 @@ for task in tasks:
         pass
 """
 # In place of Python: tells what it was given.
-TELLS = """#!{python}
+TELLS = """#!/bin/sh
+''''exec "{python}" "$0" "$@" #'''
 import json, os, sys
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 with open(f"told-{{os.environ['RANK']}}.json", "w") as file:
     json.dump({{"words": sys.argv[1:], **{{name: os.environ[name] for name in names}}}}, file)
 """
-PYTHON = '#!/bin/bash\nexec {python} "$@"\n'
+PYTHON = '#!/bin/bash\nexec "{python}" "$@"\n'
 
 
 @pytest.fixture

@@ -156,6 +156,6 @@ def test_a_split_file_names_samples_or_numbers_them(tmp_path: Path) -> None:
 def test_means_over_folds_survive_a_fold_that_diverged(tmp_path: Path) -> None:
     from utils.cross_validation import _summarize
 
-    found = _summarize([{"val_r2": float("nan"), "val_mae": 1.0}, {"val_r2": 1.0, "val_mae": 3.0}], tmp_path)
+    found = _summarize([{"val_r2": float("nan"), "val_mae": 1.0}, {"val_r2": 1.0, "val_mae": 3.0}], [], tmp_path)
     assert found["val_mae"] == 2.0 and found["val_mae_std"] == pytest.approx(2**0.5)
     assert (tmp_path / "folds.csv").read_text().splitlines()[1].startswith("0,1.0,nan")

@@ -286,5 +286,6 @@ def test_one_process_without_a_launcher_keeps_its_parameters() -> None:
 def test_the_guide_shows_the_tensor_parallel_module_that_is_tested() -> None:
     guide = (HERE.parents[1] / "docs" / "scaling-up.md").read_text(encoding="utf-8")
     source = (HERE / "sharded.py").read_text(encoding="utf-8")
-    [shown] = [block for block in guide.split("```") if "class Parallel(Stack)" in block]
-    assert shown[shown.index("class Parallel") :].strip() in source
+    [shown] = [block for block in guide.split("```") if "class Parallel(engine.Module)" in block]
+    # There, it is derived from a module that has the blocks.
+    assert shown[shown.index("    def configure_model") :].strip() in source

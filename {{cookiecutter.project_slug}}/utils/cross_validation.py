@@ -88,6 +88,6 @@ def _summarize(results: list[dict[str, float]], reports: list[Report], folder: P
             writer.writerow(["mean", *(mean[name] for name in names)])
             writer.writerow(["std", *(spread[name] for name in names)])
             print(f"\nfolds            {write_whole(folder / 'folds.csv', text.getvalue())}")
-            if reports[0].watch:
+            if reports and reports[0].watch:
                 report_on_folds(folder, reports, values, summary)
     return summary

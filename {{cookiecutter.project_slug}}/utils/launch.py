@@ -100,6 +100,7 @@ def launch(processes: int, max_restarts: int, script: str, words: Sequence[str])
     )
     # The processes have printed what there is to say.
     logging.disable(logging.CRITICAL)
+    before = {name: signal.getsignal(getattr(signal, name)) for name in heeded}
     try:
         result = Agent(spec, DefaultLogsSpecs(log_dir=os.devnull), shutdown_timeout=GRACE).run()
     except SignalException as stop:
@@ -107,6 +108,9 @@ def launch(processes: int, max_restarts: int, script: str, words: Sequence[str])
     finally:
         handler.shutdown()
         logging.disable(logging.NOTSET)
+        # The agent leaves its own behind, which a notebook would keep.
+        for name, own in before.items():
+            signal.signal(getattr(signal, name), own or signal.SIG_DFL)
     if result.is_failed():
         code = next(iter(result.failures.values())).exitcode
         raise SystemExit(128 - code if code < 0 else code)

@@ -138,6 +138,8 @@ class Report(engine.Callback):
         self._over = True
         data: Any = trainer.datamodule
         self.title = f"{self.arguments.model_name} on {', '.join(data.names['train'])}"
+        # Asked by every process, since in Lightning this is a broadcast.
+        log_dir = Path(trainer.log_dir or "")
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -147,26 +149,23 @@ class Report(engine.Callback):
             logger.save()
         if self.watch and self.draw:
             with nullcontext() if self.checkpoint is not None else only_warned():
-                page = self._draw(trainer, data)
-                self.page = write(self._folder(trainer), page)
+                run = log_dir if self.checkpoint is None else run_folder(self.checkpoint)
+                page = self._draw(run, data)
+                self.page = write(self._folder(run), page)
                 for logger in trainer.loggers:
                     if isinstance(logger, engine.loggers.TensorBoardLogger):
                         show_in_tensorboard(logger.experiment, page, trainer.global_step)
                         draw_graph(logger.experiment, module)
                         logger.save()
 
-    def _folder(self, trainer: engine.Trainer) -> Path:
+    def _folder(self, run: Path | None) -> Path:
         """Where the report goes: each checkpoint has its own."""
-        if self.checkpoint is None:
-            return Path(trainer.log_dir or "") / "report"
-        run, name = run_folder(self.checkpoint), self.checkpoint.stem
+        name = "best" if self.checkpoint is None else self.checkpoint.stem
         return Path(f"{name}-report") if run is None else run / ("report" if name == "best" else f"report-{name}")
 
-    def _draw(self, trainer: engine.Trainer, data: Any) -> Page:
-        """The page, with all figures."""
-        folder = Path(trainer.log_dir or "") if self.checkpoint is None else run_folder(self.checkpoint)
-        given = read_config(folder) if folder is not None else {}
-        given = given or self.arguments.as_dict()
+    def _draw(self, folder: Path | None, data: Any) -> Page:
+        """The page, with all figures; `folder` is the run's, if there is one."""
+        given = self.arguments.as_dict() | ({} if folder is None else read_config(folder))
         page = Page(self.title, str(self.checkpoint or folder))
         with figures.style():
             name = "best" if self.checkpoint is None else self.checkpoint.stem
