@@ -209,10 +209,14 @@ def test_a_project_trains_to_its_score_and_leaves_its_folder(trained: dict[str, 
 def test_two_processes_are_started(project: Path, trained: dict[str, Any]) -> None:
     # Elsewhere: "best" means the newest run's.
     words = (*FEW, "--devices", "2", "--accelerator", "cpu", "--log_dir", "others", "--run_name", "two")
+    words = (*words, "--report", "true")
     command = [sys.executable, "main.py", *words]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0 and "Starting with 2 processes" in done.stderr, done.stderr
     assert done.stdout.count("others/standard_net/two/checkpoints/best.ckpt") == 1
+    # Lightning repeats a sample to share 269 out evenly; it counts once.
+    page = (project / "others/standard_net/two/report/report.html").read_text(encoding="utf-8")
+    assert re.search(r"of 269 are wrong", page)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
