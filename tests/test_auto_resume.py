@@ -199,7 +199,10 @@ print(hold(Path(sys.argv[1])), flush=True)
 """
 
 
-@pytest.mark.parametrize("words", [("--run_name", "mine"), (), ("--num_folds", "3", "--fold", "all")], ids=str)
+FOLDS = pytest.param(("--num_folds", "3", "--fold", "all"), marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("words", [("--run_name", "mine"), (), FOLDS], ids=str)
 def test_a_run_is_held_before_it_begins(run: Callable, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
     import engine
     import main
@@ -291,6 +294,7 @@ def test_cross_validation_starts_anew(run: Callable) -> None:
     assert outcome.code == 2 and "--fold all starts anew" in outcome.err
 
 
+@pytest.mark.long
 def test_several_processes_agree_on_the_run(project: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--", "main.py", *AUTO]
     for expected in ("epoch 3/3", "version_0 is finished; nothing to do"):

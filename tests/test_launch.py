@@ -123,6 +123,7 @@ def test_signals_reach_all_processes_which_save_and_go_on_later(project: Path) -
     assert len(seen) > 10 and seen == sorted(set(seen))
 
 
+@pytest.mark.long
 def test_codes_are_those_of_the_processes(project: Path) -> None:
     (project / "model" / "failing_net.py").write_text(FAILING)
     # What only the Trainer notices.
