@@ -21,6 +21,8 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix, precision_recall_fscore_support
 from utils import figures
+from utils.report.callback import write
+from utils.report.page import Page as ReportPage
 from utils.report.results import WORST, Results, per_class
 from utils.report.sections import tell
 
@@ -433,6 +435,23 @@ def test_a_full_disk_leaves_the_report_before(run: Callable, tmp_path: Path, mon
     assert outcome.code == 1 and outcome.err.count("\n") == 1 and "No space left on device" in outcome.err
     assert {file.name: file.read_bytes() for file in (folder / "report").iterdir()} == before
     assert not list(folder.glob("report.*"))
+
+
+def test_a_report_that_cannot_take_its_place_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, folder = ReportPage("a title", "a line"), tmp_path / "report"
+    assert write(folder, page) == folder / "report.html"
+    before, rename = (folder / "report.html").read_bytes(), Path.replace
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == "report.tmp":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        write(folder, ReportPage("another title", "a line"))
+    assert raised.value.__notes__ == [f"{folder} could not be written; free space, or choose another folder to work in"]
+    assert (folder / "report.html").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a small disk")

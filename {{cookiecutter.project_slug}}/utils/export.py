@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import engine
 from utils.batches import shape_of
 from utils.quiet import quiet
-from utils.run_folder import PROJECT, learned, run_folder
+from utils.run_folder import PROJECT, remember, run_folder
+from utils.run_state import writing
 
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
 METADATA = "metadata.json"
@@ -82,15 +83,13 @@ def export(model: Any, data: Any, arguments: Any) -> dict[str, float]:
         OSError: A file cannot be written.
     """
     formats, checkpoint = _choose(arguments.formats), Path(arguments.ckpt_path)
-    about = learned(checkpoint)
+    about = remember(model, checkpoint)
     inputs = about.get("inputs")
     if not isinstance(inputs, dict):
         raise engine.MisconfigurationException(
             f"{checkpoint} does not say what its net is given, because samples were no tensors; export such a net with "
             "torch.export.export in a script of your own"
         )
-    # What the dataset has told beyond what the net takes, such as the number of classes.
-    model.hparams["model"] = (about.get("model") or {}) | model.hparams["model"]
     content = _load(model, checkpoint)
     predictions = Predictions(model).eval().requires_grad_(False)
     given = [_random_inputs(predictions, inputs, count) for count in BATCHES]
@@ -267,19 +266,16 @@ def _write_checked(path: Path, content: bytes, load: Load, difference: Differenc
     """
     temporary = path.with_name(f"tmp.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        largest = difference(load(temporary))
-        if largest is not None and not largest <= TOLERANCE:
-            raise ArithmeticError(
-                f"{path.name} gives other predictions than the checkpoint (by {largest:.1g}, where {TOLERANCE:g} is "
-                "allowed), and was not kept"
-            )
-        temporary.replace(path)
-    except OSError as error:
-        error.add_note(f"{path} could not be written; free space, or choose another folder: --output FOLDER")
-        error.explained = True  # type: ignore[attr-defined]
-        raise
+        with writing(path, "choose another folder: --output FOLDER"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            largest = difference(load(temporary))
+            if largest is not None and not largest <= TOLERANCE:
+                raise ArithmeticError(
+                    f"{path.name} gives other predictions than the checkpoint (by {largest:.1g}, where {TOLERANCE:g} "
+                    "is allowed), and was not kept"
+                )
+            temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink()

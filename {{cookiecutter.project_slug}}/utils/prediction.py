@@ -25,7 +25,8 @@ from utils.arguments import constructor_arguments
 from utils.batches import shape_of
 from utils.exits import exit_with, one_line
 from utils.inputs import KINDS, open_input
-from utils.run_folder import learned, run_folder
+from utils.run_folder import remember, run_folder
+from utils.run_state import writing
 from utils.samples import per_sample
 
 # Faults that are told one by one.
@@ -53,10 +54,8 @@ def predict(model: Any, data: Any, arguments: Any) -> dict[str, float]:
     output = _output(path, arguments.output, source)
     batches: dict[str, Any] = {"datamodule": data}
     if source is not None:
-        about = learned(path)
+        about = remember(model, path)
         batches = {"dataloaders": data.loader(open_input(source, about.get("inputs"), data))}
-        # What the dataset has told beyond what the net takes, such as the number of classes.
-        model.hparams["model"] = (about.get("model") or {}) | model.hparams["model"]
     with stoppable(output), replacing(output) as file:
         writer = WritePredictions(file, output, None if source is not None else data)
         settings = constructor_arguments(engine.Trainer, arguments)
@@ -138,17 +137,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
-        raise
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what is written to a file: an error of the disk says which file it is about."""
-    try:
-        yield
-    except OSError as error:
-        error.add_note(f"{path} could not be written; free space, or put its folder back")
-        error.explained = True  # type: ignore[attr-defined]
         raise
 
 

@@ -201,6 +201,13 @@ def learned(checkpoint: Path) -> dict[str, Any]:
     return found | {"datamodule": of_data if isinstance(of_data, dict) else {}}
 
 
+def remember(model: Any, checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says (see `learned`); the model gets what no flag of its net says, such as num_classes."""
+    about = learned(checkpoint)
+    model.hparams["model"] = (about.get("model") or {}) | model.hparams["model"]
+    return about
+
+
 def learned_arguments(checkpoint: Path, interfaces: tuple[type[Any], type[Any]]) -> dict[str, Any]:
     """Arguments of DInterface and MInterface as a checkpoint has them, for one that lies anywhere."""
     found = learned(checkpoint)

@@ -11,7 +11,8 @@ import functools
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -171,17 +172,27 @@ def job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+@contextmanager
+def writing(path: Path, advice: str = "put its folder back") -> Iterator[None]:
+    """Around what is written to a file or folder: an error of the disk says which it is about, and what helps."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"{path} could not be written; free space, or {advice}")
+        error.explained = True  # type: ignore[attr-defined]
+        raise
+
+
 def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file so that it is whole or not there."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        return temporary.replace(path)
-    except OSError as error:
+        with writing(path):
+            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            return temporary.replace(path)
+    except OSError:
         with suppress(OSError):
             temporary.unlink()
-        error.add_note(f"{path} could not be written; free space, or put its folder back")
-        error.explained = True  # type: ignore[attr-defined]
         raise
 
 

@@ -33,7 +33,7 @@ from utils.report.sections import (
     show_settings,
 )
 from utils.run_folder import run_folder
-from utils.run_state import read_config, read_environment
+from utils.run_state import read_config, read_environment, writing
 from utils.samples import per_sample
 
 PAGE = "report.html"
@@ -240,21 +240,20 @@ def write(folder: Path, page: Page) -> Path:
         raise engine.MisconfigurationException(f"{folder} is there already, and is no report; move it away")
     new, old = folder.with_name(f"{folder.name}.tmp"), folder.with_name(f"{folder.name}.old")
     try:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        new.mkdir(parents=True)
-        for name, content in page.figures.items():
-            (new / f"{name}.png").write_bytes(content)
-        (new / PAGE).write_bytes(page.render())
-        if folder.exists():
-            folder.replace(old)
-        new.replace(folder)
-    except OSError as error:
-        error.add_note(f"{folder} could not be written; free space, or choose another folder to work in")
-        error.explained = True  # type: ignore[attr-defined]
-        raise
+        with writing(folder, "choose another folder to work in"):
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            for name, content in page.figures.items():
+                (new / f"{name}.png").write_bytes(content)
+            (new / PAGE).write_bytes(page.render())
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.replace(old)
+            new.replace(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder / PAGE
 
