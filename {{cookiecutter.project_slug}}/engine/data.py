@@ -228,9 +228,10 @@ def _init_worker(own: Callable[[int], None] | None, worker_id: int) -> None:
 
 def _epoch_sampler(loader: DataLoader[Any], seed: int, training: bool, ordered: bool) -> EpochSampler | None:
     """Our sampler in place of the loader's, if that is one of torch's whose rule we know."""
-    if type(loader.batch_sampler) is not BatchSampler:
+    # Without batches, its samples are what is run in a step.
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
         return None
-    given = loader.batch_sampler.sampler
+    given = getattr(loader.batch_sampler, "sampler", loader.sampler)
     weighted = given if type(given) is WeightedRandomSampler else None
     permutes = type(given) is RandomSampler and not given.replacement
     whole = (permutes or type(given) is SequentialSampler) and len(given) == len(loader.dataset)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from engine.callback import Callback, Hook, P
 from engine.exceptions import MisconfigurationException
 from engine.fsdp import NO_BATCH, evaluated_together
 from engine.hook_checks import check_dataloader_idx
-from engine.hooks import ModelHooks, is_overridden, move_to_device
+from engine.hooks import ModelHooks, convert, is_overridden, move_to_device
 from engine.meters import Meter
 from engine.metrics import Scope
 from engine.profilers import fetched
@@ -159,10 +159,27 @@ def takes_batch_idx(step: Callable[..., Any]) -> bool:
 
 
 def to_device(t: Trainer, batch: Any, dataloader_idx: int) -> Any:
-    """Run the three transfer hooks."""
+    """Run the three transfer hooks, those of them that somebody overrides.
+
+    A GPU copies on a stream of its own: while it still computes what came before, as the process runs ahead of it.
+    """
+    if t.precision_plugin.dtype is not None:
+        batch = t.precision_plugin.convert_input(batch)
     before, move, after = t.transfer_hooks
-    batch = t.precision_plugin.convert_input(batch)
-    return after(move(before(batch, dataloader_idx), t.device, dataloader_idx), dataloader_idx)
+    if before is not None:
+        batch = before(batch, dataloader_idx)
+    if move is not None:
+        batch = move(batch, t.device, dataloader_idx)
+    elif t.copy_stream is None:
+        batch = move_to_device(batch, t.device)
+    else:
+        computing = torch.cuda.current_stream(t.device)
+        with torch.cuda.stream(t.copy_stream):
+            batch = move_to_device(batch, t.device)
+        computing.wait_stream(t.copy_stream)
+        # So that their memory is not used again before the computation has read them.
+        convert(batch, lambda tensor: tensor.record_stream(computing))
+    return batch if after is None else after(batch, dataloader_idx)
 
 
 def call_both(t: Trainer, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> Any:

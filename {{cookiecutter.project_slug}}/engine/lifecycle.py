@@ -23,7 +23,7 @@ from engine.loggers import run_folder_of
 from engine.module import Module
 from engine.older import steps_of, with_older_hooks
 from engine.optim import LightningOptimizer, needs_closure, parse_optimizers
-from engine.profilers import profiled
+from engine.profilers import PassThroughProfiler, profiled
 from engine.signals import StopRequest, leave, quiet_children
 from engine.strategies import Strategy, make_mesh, make_strategy
 
@@ -139,8 +139,9 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     for callback in t.callbacks:
         callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
     look_up_hooks(t)
-    owners = [next((s for s in sources if is_overridden(s, name, DataHooks)), model) for name in TRANSFER_HOOKS]
-    t.transfer_hooks = [getattr(owner, name) for owner, name in zip(owners, TRANSFER_HOOKS, strict=True)]
+    owners = [next((s for s in sources if is_overridden(s, name, DataHooks)), None) for name in TRANSFER_HOOKS]
+    t.transfer_hooks = [getattr(owner, name, None) for owner, name in zip(owners, TRANSFER_HOOKS, strict=True)]
+    t.copy_stream = torch.cuda.Stream(t.device) if t.device.type == "cuda" else None
     check_module(t)
 
 
@@ -199,6 +200,9 @@ def look_up_hooks(t: Trainer) -> None:
     t.step_takes_batch_idx = takes_batch_idx(t.steps["training_step"])
     own = [hook for hook in t.overrides if hasattr(ModelHooks, hook) and is_overridden(module, hook, ModelHooks)]
     t.module_hooks = {hook: getattr(module, hook) for hook in own}
+    t.hooked = {*own, *(hook for hook, bounds in t.overrides.items() if bounds)}
+    clipping = ("configure_gradient_clipping", "clip_gradients")
+    t.clips_its_own_way = any(is_overridden(module, name, Module) for name in clipping)
     for table in (t.steps, t.module_hooks):
         table.update({hook: profiled(t.profiler, f"{name}.{hook}", work) for hook, work in table.items()})
 
@@ -212,8 +216,9 @@ def _start_profiling(t: Trainer) -> None:
             owners = [getattr(bound, "__self__", t.module) for bound in bounds]
             actions = [f"[Callback]{getattr(owner, 'state_key', 'older')}.{hook}" for owner in owners]
             table[hook] = tuple(profiled(t.profiler, a, bound) for a, bound in zip(actions, bounds, strict=True))
-    named = zip(TRANSFER_HOOKS, t.transfer_hooks, strict=True)
-    t.transfer_hooks = [profiled(t.profiler, f"[LightningModule].{name}", hook) for name, hook in named]
+    if type(t.profiler) is not PassThroughProfiler:
+        hooks = {name: own or getattr(t.module, name) for name, own in zip(TRANSFER_HOOKS, t.transfer_hooks, strict=True)}
+        t.transfer_hooks = [profiled(t.profiler, f"[LightningModule].{name}", hook) for name, hook in hooks.items()]
 
 
 def prepare_training(t: Trainer) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,14 @@ from engine.evaluation import by_name, call_both, evaluate, to_device
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_losses, watch_loss
 from engine.metrics import Scope
-from engine.optimization import forward_backward, manual_step, prepare_gradients, step_by_closure, step_learning_rates
+from engine.optimization import (
+    AS_IT_IS,
+    forward_backward,
+    manual_step,
+    prepare_gradients,
+    step_by_closure,
+    step_learning_rates,
+)
 from engine.profilers import fetched
 from engine.resume import moment
 from engine.seed import isolated_rng
@@ -148,22 +154,26 @@ def train_batches(t: Trainer) -> bool:
 def leaves_epoch(t: Trainer) -> bool:
     """Validate after a batch, if that is due; returns whether the epoch ends here, before the loader does."""
     # Not within a window of accumulated gradients, which would be lost.
-    at_step = ends_window(t, t.state.batches_done - 1)
+    state = t.state
+    at_step = ends_window(t, state.batches_done - 1)
     if at_step and interrupted(t):
         return True
-    if validation_due(t, at_step):
+    stopping = at_step and stop_reason(t) is not None
+    if validation_due(t, stopping):
         validate_in_fit(t, at_step)
         # One that was broken off is done again from here, also within a window: its gradients are saved then.
         if (at_step or t.before_validation is not None) and interrupted(t):
             return True
-    if t.state.plateau_open:
-        step_learning_rates(t, "step", t.state.batches_that_stepped, plateau=True)
-        t.state.plateau_open = False
-    return at_step and stop_reason(t) is not None
+        stopping = at_step and stop_reason(t) is not None
+    if state.plateau_open:
+        if t.lr_scheduler_configs:
+            step_learning_rates(t, "step", state.batches_that_stepped, plateau=True)
+        state.plateau_open = False
+    return stopping
 
 
-def validation_due(t: Trainer, at_step: bool) -> bool:
-    """Whether to validate after the batch that is done: at the interval that was asked for, and before a run ends."""
+def validation_due(t: Trainer, stopping: bool) -> bool:
+    """Whether to validate after the batch that is done: at the interval that was asked for, and before a run stops."""
     state, every = t.state, t.check_val_every_n_epoch
     if state.validated:
         return False
@@ -174,9 +184,7 @@ def validation_due(t: Trainer, at_step: bool) -> bool:
         due = t.is_last_batch
     else:
         due = (state.total_batches if every is None else state.batches_done) % t.val_check_batch == 0
-    if not due and not (at_step and stop_reason(t) is not None):
-        return False
-    return validates_in_epoch(t)
+    return (due or stopping) and validates_in_epoch(t)
 
 
 def validates_in_epoch(t: Trainer) -> bool:
@@ -251,10 +259,10 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
     Returns:
         Whether the module asked to skip the rest of the epoch, this batch included.
     """
-    state, metrics, automatic = t.state, t.metrics, t.module.automatic_optimization
+    state, metrics, automatic, schedulers = t.state, t.metrics, t.module.automatic_optimization, t.lr_scheduler_configs
     batch = to_device(t, batch, 0)
     metrics.begin_batch(Scope.TRAIN_BATCH, batch)
-    if call_both(t, Callback.on_train_batch_start, batch, batch_idx) == -1:
+    if "on_train_batch_start" in t.hooked and call_both(t, Callback.on_train_batch_start, batch, batch_idx) == -1:
         step_learning_rates(t, "step", state.batches_that_stepped)
         step_learning_rates(t, "epoch", state.epoch + 1)
         return True
@@ -264,7 +272,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
     elif stepping and t.by_closure:
         outputs = step_by_closure(t, batch, batch_idx)
     else:
-        outputs = forward_backward(t, batch, batch_idx, nullcontext() if stepping else t.strategy.no_sync())
+        outputs = forward_backward(t, batch, batch_idx, AS_IT_IS if stepping else t.strategy.no_sync())
         if stepping:
             prepare_gradients(t, t.optimizers[0])
             t.steps["optimizer_step"](t.optimizers[0])
@@ -274,11 +282,13 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
     if stepping:
         state.global_step += automatic
         state.batches_that_stepped += 1
-        step_learning_rates(t, "step", state.batches_that_stepped)
+        if schedulers:
+            step_learning_rates(t, "step", state.batches_that_stepped)
     if t.is_last_batch:
         step_learning_rates(t, "epoch", state.epoch + 1)
     state.step_open = state.plateau_open = stepping
-    call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
+    if "on_train_batch_end" in t.hooked:
+        call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
     if stepping:
         finish_step(t)
     t.call_monitoring(Callback.on_train_batch_end, outputs, batch, batch_idx)

@@ -30,6 +30,9 @@ class Scope(Enum):
     EVAL_BATCH = "a validation or test batch"
     EPOCH = "the start or end of an epoch"
 
+    # By identity, because a scope is looked up with every value that is logged.
+    __hash__ = object.__hash__
+
 
 @dataclass
 class MetricStore:
@@ -80,11 +83,11 @@ class MetricStore:
             )
         key = (self.stage, scope, name, self.loader if add_dataloader_idx else None)
         meter = self.meters.get(key)
-        options = _resolve(scope, options)
         if meter is None:
-            _check(name, scope, options)
-            meter = self.meters[key] = Meter(name, key[3], options, home=self.loader)
-        elif meter.options != options:
+            resolved = _resolve(scope, options)
+            _check(name, scope, resolved)
+            meter = self.meters[key] = Meter(name, key[3], resolved, home=self.loader, given=options)
+        elif meter.given != options and meter.options != _resolve(scope, options):
             raise MisconfigurationException(
                 f"self.log({name!r}, ...) was called before with other options ({meter.options}); give the same ones"
             )
@@ -94,14 +97,15 @@ class MetricStore:
                     f"self.log({name!r}, ...) was given a tensor of shape {tuple(value.shape)}; log its mean(), say"
                 )
             # A copy, because what was logged may be changed in place before the next flush.
-            meter.add(value.detach().clone().reshape(()), self._weight(options, batch_size))
+            copied = value.detach().clone()
+            meter.add(copied.reshape(()) if copied.ndim else copied, self._weight(meter.options, batch_size))
         elif isinstance(value, Metric):
             meter.metric = value
             # A metric that was only updated has no value of its own for the step.
-            if options.on_step and value._forward_cache is not None:
+            if meter.options.on_step and value._forward_cache is not None:
                 meter.last = scalar(name, value._forward_cache)
         elif isinstance(value, Real):
-            meter.add(float(value), self._weight(options, batch_size))
+            meter.add(float(value), self._weight(meter.options, batch_size))
         else:
             raise MisconfigurationException(
                 f"self.log({name!r}, ...) was given a {type(value).__name__}; log a number, a tensor of one element "

@@ -23,6 +23,9 @@ from engine.optim import step_schedulers
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
+# Around what needs nothing around it; made once, since a step enters it.
+AS_IT_IS = nullcontext()
+
 
 def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractContextManager[None]) -> dict[str, Any]:
     """Add the gradients of one batch.
@@ -38,7 +41,8 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
         loss, extra = _split_output(output)
         if batch_idx % t.accumulate_grad_batches == 0:
             optimizer = t.optimizers[0]
-            call_both(t, Callback.on_before_zero_grad, optimizer)
+            if "on_before_zero_grad" in t.hooked:
+                call_both(t, Callback.on_before_zero_grad, optimizer)
             t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
         if loss is None and distributed.active():
             raise MisconfigurationException(
@@ -54,10 +58,13 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
 
 def backward(t: Trainer, loss: Tensor, *args: Any, **kwargs: Any) -> None:
     """Differentiate a loss, scaled under fp16, with the hooks around it."""
-    scaled = t.precision_plugin.scale(loss)
-    call_both(t, Callback.on_before_backward, scaled)
-    t.steps["backward"](scaled, *args, **kwargs)
-    call_both(t, Callback.on_after_backward)
+    if t.precision_plugin.scaler is not None:
+        loss = t.precision_plugin.scaler.scale(loss)
+    if "on_before_backward" in t.hooked:
+        call_both(t, Callback.on_before_backward, loss)
+    t.steps["backward"](loss, *args, **kwargs)
+    if "on_after_backward" in t.hooked:
+        call_both(t, Callback.on_after_backward)
 
 
 def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
@@ -65,15 +72,17 @@ def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
     module = t.module
     if not module.automatic_optimization:
         distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
-    t.precision_plugin.unscale(optimizer)
+    if t.precision_plugin.scaler is not None:
+        t.precision_plugin.unscale(optimizer)
     window = t.state.batches_done % t.accumulate_grad_batches + 1
     if window < t.accumulate_grad_batches:
         # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
-    call_both(t, Callback.on_before_optimizer_step, optimizer)
-    if module.automatic_optimization:
+    if "on_before_optimizer_step" in t.hooked:
+        call_both(t, Callback.on_before_optimizer_step, optimizer)
+    if module.automatic_optimization and (t.gradient_clip_val or t.clips_its_own_way):
         module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
 
 
@@ -97,7 +106,7 @@ def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     def closure() -> Tensor | None:
         nonlocal outputs
         with torch.enable_grad():
-            outputs = forward_backward(t, batch, batch_idx, nullcontext())
+            outputs = forward_backward(t, batch, batch_idx, AS_IT_IS)
         return outputs.get("loss")
 
     t.module.optimizer_step(t.state.epoch, batch_idx, t.lightning_optimizers[0], closure)
@@ -125,7 +134,7 @@ def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
 
 def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False) -> None:
     """Step the schedulers of a unit: those that follow the clock, or those that follow a value."""
-    if t.lr_scheduler_configs and t.module.automatic_optimization:
+    if t.module.automatic_optimization:
         store = t.metrics if plateau else None
         step_schedulers(t.module.lr_scheduler_step, t.lr_scheduler_configs, unit, count, store)
 
@@ -135,7 +144,7 @@ def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
         return None, {}
     loss = output
     extra: dict[str, Any] = {}
-    if isinstance(output, Mapping):
+    if not isinstance(output, Tensor) and isinstance(output, Mapping):
         refuse_returned("training_step", output)
         loss = output.get("loss")
         extra = {name: value for name, value in output.items() if name != "loss"}

@@ -58,10 +58,6 @@ class Precision:
             return batch
         return convert(batch, lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
 
-    def scale(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate: scaled under fp16, itself otherwise."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
-
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring gradients back to their true size."""
         if self.scaler is not None and _has_gradients(optimizer):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from engine import distributed
 from engine.exceptions import MisconfigurationException, explained
 from engine.samples import EpochSampler, SeededDataset, Unreadable
-from engine.seed import capture_rng, isolated_rng, mix, restore_rng, seed_cpu
+from engine.seed import OwnRandomness, capture_rng, mix, restore_rng, seed_cpu
 
 # A loader without length: an iterable dataset, or any iterable.
 UNKNOWN = math.inf
@@ -52,7 +52,7 @@ class Reader:
         keeps_state: Any = dataset if isinstance(dataset, IterableDataset) and not loader.num_workers else loader
         stateful = all(hasattr(keeps_state, name) for name in ("state_dict", "load_state_dict"))
         self._source = keeps_state if stateful else None
-        self._random: dict[str, Any] = {}
+        self._random = OwnRandomness(keep=True)
         self._resumed: dict[str, Any] | None = None
         self._before_ahead: dict[str, Any] = {}
         self._finished = False
@@ -180,15 +180,13 @@ class Reader:
         if self._ours:
             self._iterator = iter(self.loader)
             return self._iterator.__next__
-        with isolated_rng(gpu=False):
-            seed_cpu(seed)
-            self._random = capture_rng(gpu=False)
+        self._apart(lambda: seed_cpu(seed))
         resumed, self._resumed = self._resumed, None
         within = bool(done)
         if resumed is not None and self._source is not None:
             self._before_ahead, done = resumed, 0
             try:
-                with isolated_rng(gpu=False):
+                with OwnRandomness():
                     restore_rng(resumed["random"])
                 self._source.load_state_dict(resumed["source"])
             except Exception as error:
@@ -199,7 +197,8 @@ class Reader:
         iterator = self._iterator = iter(()) if ended else self._apart(lambda: iter(self.loader))
         if resumed is not None and within:
             # After `iter`, which draws the order as at the epoch's start; a new epoch has new random numbers.
-            self._random = resumed["random"]
+            random = resumed["random"]
+            self._apart(lambda: restore_rng(random))
         begin, told = time.monotonic(), False
         for number in range(done):
             if _next(lambda: self._apart(iterator.__next__)) is END:
@@ -210,17 +209,13 @@ class Reader:
 
     def _apart(self, work: Callable[[], Any]) -> Any:
         """Work under the random numbers of this loader alone."""
-        with isolated_rng(gpu=False):
-            restore_rng(self._random)
-            try:
-                return work()
-            finally:
-                self._random = capture_rng(gpu=False)
+        with self._random:
+            return work()
 
     def _capture(self) -> dict[str, Any]:
         if self._source is None:
             return {}
-        return {"source": deepcopy(self._source.state_dict()), "random": self._random, "ended": self._finished}
+        return {"source": deepcopy(self._source.state_dict()), "random": self._apart(lambda: capture_rng(gpu=False)), "ended": self._finished}
 
 
 def _next(read: Callable[[], Any]) -> Any:

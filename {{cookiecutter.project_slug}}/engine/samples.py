@@ -11,11 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler, default_collate, get_worker_info
+from torch.utils.data import (
+    Dataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+    get_worker_info,
+)
 
 from engine import distributed
 from engine.exceptions import LIBRARIES, explained
-from engine.seed import isolated_rng, mix, seed_cpu
+from engine.seed import OwnRandomness, mix, seed_cpu
 
 
 class Draw(int):
@@ -77,6 +85,10 @@ class EpochSampler(Sampler[int]):
         return len(self.mine(0))
 
 
+# Whose samples are as they are: nothing behind them is drawn at random.
+FIXED = (list, tuple, TensorDataset)
+
+
 class Unreadable(NamedTuple):
     """Comes in place of a batch that a worker could not read: what happened, in a line and as a traceback."""
 
@@ -116,7 +128,8 @@ class SeededDataset(Dataset[Any]):
             clock.share_memory_()  # type: ignore[no-untyped-call]
         # A subset has `__getitems__`, whether its dataset has or not.
         by_batch = hasattr(innermost(wrapped), "__getitems__")
-        self.__dict__.update(wrapped=wrapped, _now=[seed, 0], _clock=clock, _by_batch=by_batch)
+        fixed = type(innermost(wrapped)) in FIXED and collate in (None, default_collate)
+        self.__dict__.update(wrapped=wrapped, _now=[seed, 0], _clock=clock, _by_batch=by_batch, _fixed=fixed)
         self.__dict__.update(_collate=collate, _reading=None)
 
     def start_epoch(self, seed: int, epoch: int) -> None:
@@ -145,7 +158,7 @@ class SeededDataset(Dataset[Any]):
     def _read(self, indices: list[Any], single: bool) -> Any:
         in_worker = get_worker_info() is not None
         try:
-            with nullcontext() if in_worker else isolated_rng(gpu=False):
+            with nullcontext() if in_worker or self._fixed else OwnRandomness():
                 stream = mix(*(self._clock.tolist() if in_worker else self._now), 2)
                 samples = self._samples(stream, indices, by_batch=self._by_batch and not single)
                 if single or self._collate is None:
@@ -168,7 +181,8 @@ class SeededDataset(Dataset[Any]):
             return self.wrapped.__getitems__(indices)
         for index in indices:
             own["_reading"] = index
-            _seed_sample(stream, index)
+            if not self._fixed:
+                _seed_sample(stream, index)
             samples.append(self.wrapped[index])
         return samples
 

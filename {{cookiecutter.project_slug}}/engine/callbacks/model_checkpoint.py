@@ -22,7 +22,7 @@ from engine.callbacks.monitor import check_mode, looks_at_epoch_end, monitored_v
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_weights
 from engine.loggers import checkpoint_folder_of, make_folder
-from engine.loops import validation_due
+from engine.loops import stop_reason, validation_due
 from engine.older import refuse_arguments
 
 if TYPE_CHECKING:
@@ -181,12 +181,13 @@ class ModelCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         """Save, if this step is one to save."""
-        stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not stepped or not self._step_is_due(trainer):
+        step = trainer.global_step
+        stepped, self._step = step != self._step, step
+        if not stepped or not (self.every_n_train_steps or self.train_time_interval) or not self._step_is_due(trainer):
             return
         # Where the next validation brings a newer value.
         between = self.monitor is not None and not looks_at_epoch_end(trainer, self.save_on_train_epoch_end)
-        self._waiting = between and validation_due(trainer, at_step=True)
+        self._waiting = between and validation_due(trainer, stopping=stop_reason(trainer) is not None)
         if not self._waiting:
             self._save(trainer, fresh=True, wait=True)
 
