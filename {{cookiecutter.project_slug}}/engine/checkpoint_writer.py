@@ -18,13 +18,13 @@ class CheckpointWriter:
     """Writes checkpoints one after the other, at once or, if asked to, in a thread while training goes on.
 
     The thread writes from copies on the host, whose memory is used again for the next checkpoint. An error there is
-    raised by `check`, which every step calls.
+    kept in `error`, which every step looks at, and raised by `check`.
     """
 
     def __init__(self, asynchronous: bool) -> None:
         self.asynchronous = asynchronous
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._buffers: dict[tuple[Any, ...], list[Tensor]] = {}
 
     def write(
@@ -54,15 +54,15 @@ class CheckpointWriter:
                 save(staged, path, keep)
                 committed()
             except BaseException as error:
-                self._error = error
+                self.error = error
 
         self._thread = threading.Thread(target=work, name="checkpoint")
         self._thread.start()
 
     def check(self) -> None:
         """Raise what went wrong in the thread since the last call."""
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self.error is not None:
+            error, self.error = self.error, None
             raise error
 
     def wait(self) -> None:

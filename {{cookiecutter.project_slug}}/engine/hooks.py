@@ -122,9 +122,13 @@ def is_overridden(thing: object, name: str, base: type) -> bool:
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
     """The same structure with every tensor on `device`; other objects that have `.to` are moved by it."""
-    if type(batch) in (list, tuple) and all([type(part) is Tensor and part.device == device for part in batch]):
-        # Nothing to do, as is usual on the CPU. Whoever changes the list changes no other's.
-        return type(batch)(batch)
+    if type(batch) in (list, tuple):
+        for part in batch:
+            if type(part) is not Tensor or part.device != device:
+                break
+        else:
+            # Nothing to do, as is usual on the CPU. Whoever changes the list changes no other's.
+            return type(batch)(batch)
     # Towards the CPU a copy that is not waited for would hold garbage.
     on_gpu = device.type == "cuda"
     return convert(batch, lambda value: value.to(device, non_blocking=on_gpu), other=lambda value: value.to(device))

@@ -141,7 +141,7 @@ def _attach(t: Trainer, stage: str, model: Module, datamodule: DataModule | None
     look_up_hooks(t)
     owners = [next((s for s in sources if is_overridden(s, name, DataHooks)), None) for name in TRANSFER_HOOKS]
     t.transfer_hooks = [getattr(owner, name, None) for owner, name in zip(owners, TRANSFER_HOOKS, strict=True)]
-    t.copy_stream = torch.cuda.Stream(t.device) if t.device.type == "cuda" else None
+    t.copy_stream = torch.cuda.Stream(t.device) if t.device.type == "cuda" else None  # type: ignore[no-untyped-call]
     check_module(t)
 
 
@@ -217,7 +217,9 @@ def _start_profiling(t: Trainer) -> None:
             actions = [f"[Callback]{getattr(owner, 'state_key', 'older')}.{hook}" for owner in owners]
             table[hook] = tuple(profiled(t.profiler, a, bound) for a, bound in zip(actions, bounds, strict=True))
     if type(t.profiler) is not PassThroughProfiler:
-        hooks = {name: own or getattr(t.module, name) for name, own in zip(TRANSFER_HOOKS, t.transfer_hooks, strict=True)}
+        hooks = {
+            name: own or getattr(t.module, name) for name, own in zip(TRANSFER_HOOKS, t.transfer_hooks, strict=True)
+        }
         t.transfer_hooks = [profiled(t.profiler, f"[LightningModule].{name}", hook) for name, hook in hooks.items()]
 
 

@@ -19,14 +19,7 @@ from engine.evaluation import by_name, call_both, evaluate, to_device
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_losses, watch_loss
 from engine.metrics import Scope
-from engine.optimization import (
-    AS_IT_IS,
-    forward_backward,
-    manual_step,
-    prepare_gradients,
-    step_by_closure,
-    step_learning_rates,
-)
+from engine.optimization import forward_backward, manual_step, prepare_gradients, step_by_closure, step_learning_rates
 from engine.profilers import fetched
 from engine.resume import moment
 from engine.seed import isolated_rng
@@ -137,7 +130,8 @@ def train_batches(t: Trainer) -> bool:
     for batch_idx, batch, t.is_last_batch in batches:
         skip_rest = train_batch(t, batch, batch_idx, reader.samples_done)
         t.metrics.scope = None
-        t.writer.check()
+        if t.writer.error is not None:
+            t.writer.check()
         # After the last batch the loader is read to its end first, so that its state says so.
         if skip_rest or (not t.is_last_batch and leaves_epoch(t)):
             return skip_rest
@@ -233,7 +227,8 @@ def step_limit_reached(t: Trainer) -> bool:
 
 def stop_reason(t: Trainer) -> str | None:
     """Why training is over, or None while it goes on."""
-    if step_limit_reached(t):
+    # Not by step_limit_reached: this is asked after every step.
+    if t.max_steps != -1 and t.state.global_step >= t.max_steps:
         return f"max_steps={t.max_steps} reached"
     if t.max_epochs != -1 and t.state.epoch >= t.max_epochs:
         return f"max_epochs={t.max_epochs} reached"
@@ -259,9 +254,9 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
     Returns:
         Whether the module asked to skip the rest of the epoch, this batch included.
     """
-    state, metrics, automatic, schedulers = t.state, t.metrics, t.module.automatic_optimization, t.lr_scheduler_configs
+    state, automatic = t.state, t.module.automatic_optimization
     batch = to_device(t, batch, 0)
-    metrics.begin_batch(Scope.TRAIN_BATCH, batch)
+    t.metrics.begin_batch(Scope.TRAIN_BATCH, batch)
     if "on_train_batch_start" in t.hooked and call_both(t, Callback.on_train_batch_start, batch, batch_idx) == -1:
         step_learning_rates(t, "step", state.batches_that_stepped)
         step_learning_rates(t, "epoch", state.epoch + 1)
@@ -271,28 +266,37 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
         outputs = manual_step(t, batch, batch_idx)
     elif stepping and t.by_closure:
         outputs = step_by_closure(t, batch, batch_idx)
+    elif stepping:
+        outputs = forward_backward(t, batch, batch_idx)
+        prepare_gradients(t, t.optimizers[0])
+        t.steps["optimizer_step"](t.optimizers[0])
     else:
-        outputs = forward_backward(t, batch, batch_idx, AS_IT_IS if stepping else t.strategy.no_sync())
-        if stepping:
-            prepare_gradients(t, t.optimizers[0])
-            t.steps["optimizer_step"](t.optimizers[0])
+        with t.strategy.no_sync():
+            outputs = forward_backward(t, batch, batch_idx)
     watch_loss(t, batch_idx, outputs.get("loss"))
     state.batches_done, state.total_batches, state.validated = batch_idx + 1, state.total_batches + 1, False
     state.samples_done, state.last_batch = samples_done, t.is_last_batch
     if stepping:
         state.global_step += automatic
         state.batches_that_stepped += 1
-        if schedulers:
-            step_learning_rates(t, "step", state.batches_that_stepped)
+    state.step_open = state.plateau_open = stepping
+    end_batch(t, outputs, batch, batch_idx)
+    return False
+
+
+def end_batch(t: Trainer, outputs: dict[str, Any], batch: Any, batch_idx: int) -> None:
+    """After a batch: learning rates that follow the clock, hooks, and what was logged."""
+    state = t.state
+    if state.step_open and t.lr_scheduler_configs:
+        step_learning_rates(t, "step", state.batches_that_stepped)
     if t.is_last_batch:
         step_learning_rates(t, "epoch", state.epoch + 1)
-    state.step_open = state.plateau_open = stepping
     if "on_train_batch_end" in t.hooked:
         call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
-    if stepping:
+    if state.step_open:
         finish_step(t)
-    t.call_monitoring(Callback.on_train_batch_end, outputs, batch, batch_idx)
-    return False
+    if t.late["on_train_batch_end"]:
+        t.call_monitoring(Callback.on_train_batch_end, outputs, batch, batch_idx)
 
 
 def finish_step(t: Trainer) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +22,8 @@ from engine.optim import step_schedulers
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
-# Around what needs nothing around it; made once, since a step enters it.
-AS_IT_IS = nullcontext()
 
-
-def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractContextManager[None]) -> dict[str, Any]:
+def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     """Add the gradients of one batch.
 
     Gradients of the previous window are cleared between forward and backward, as in Lightning.
@@ -35,24 +31,27 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int, no_sync: AbstractCo
     Returns:
         What `on_train_batch_end` gets: the detached loss, divided by the accumulation, and the step's other values.
     """
-    with no_sync:
+    step, given = t.strategy.training_step, (batch, batch_idx) if t.step_takes_batch_idx else (batch,)
+    if t.precision_plugin.plain:
+        output = step(*given)
+    else:
         with t.precision_plugin.context:
-            output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
-        loss, extra = _split_output(output)
-        if batch_idx % t.accumulate_grad_batches == 0:
-            optimizer = t.optimizers[0]
-            if "on_before_zero_grad" in t.hooked:
-                call_both(t, Callback.on_before_zero_grad, optimizer)
-            t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
-        if loss is None and distributed.active():
-            raise MisconfigurationException(
-                "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
-            )
-        if loss is None:
-            return extra
-        if t.accumulate_grad_batches > 1:
-            loss = loss / t.accumulate_grad_batches
-        backward(t, loss)
+            output = step(*given)
+    loss, extra = _split_output(output)
+    if batch_idx % t.accumulate_grad_batches == 0:
+        optimizer = t.optimizers[0]
+        if "on_before_zero_grad" in t.hooked:
+            call_both(t, Callback.on_before_zero_grad, optimizer)
+        t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
+    if loss is None and distributed.active():
+        raise MisconfigurationException(
+            "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
+        )
+    if loss is None:
+        return extra
+    if t.accumulate_grad_batches > 1:
+        loss = loss / t.accumulate_grad_batches
+    backward(t, loss)
     return {"loss": loss.detach(), **extra}
 
 
@@ -106,7 +105,7 @@ def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     def closure() -> Tensor | None:
         nonlocal outputs
         with torch.enable_grad():
-            outputs = forward_backward(t, batch, batch_idx, AS_IT_IS)
+            outputs = forward_backward(t, batch, batch_idx)
         return outputs.get("loss")
 
     t.module.optimizer_step(t.state.epoch, batch_idx, t.lightning_optimizers[0], closure)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from engine.exceptions import MisconfigurationException
@@ -34,6 +33,7 @@ class Precision:
     Attributes:
         dtype: What weights and data are converted to; None leaves them alone.
         context: Around every forward pass, and around building the model.
+        plain: The context does nothing, so that a training step need not enter it.
 
     Raises:
         MisconfigurationException: `name` is none of them.
@@ -51,6 +51,7 @@ class Precision:
             self.context = torch.autocast(device.type, _AUTOCAST[self.name])
         elif self.dtype is not None:
             self.context = _DefaultDtype(self.dtype)
+        self.plain = isinstance(self.context, nullcontext)
 
     def convert_input(self, batch: Any) -> Any:
         """A batch whose floating-point tensors have the format of the weights."""

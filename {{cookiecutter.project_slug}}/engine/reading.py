@@ -215,7 +215,11 @@ class Reader:
     def _capture(self) -> dict[str, Any]:
         if self._source is None:
             return {}
-        return {"source": deepcopy(self._source.state_dict()), "random": self._apart(lambda: capture_rng(gpu=False)), "ended": self._finished}
+        return {
+            "source": deepcopy(self._source.state_dict()),
+            "random": self._apart(lambda: capture_rng(gpu=False)),
+            "ended": self._finished,
+        }
 
 
 def _next(read: Callable[[], Any]) -> Any:

@@ -139,10 +139,10 @@ class OwnRandomness:
         self._inner: tuple[Any, torch.Tensor] | None = None
 
     def __enter__(self) -> None:
-        numpy = np.random.get_bit_generator()
+        numpy = np.random.get_bit_generator()  # type: ignore[attr-defined]
         self._outer = random.getstate(), torch.default_generator.get_state(), numpy, _second_normal(numpy)
         # NumPy's state takes a hundred times as long to read and write as another generator to take its place.
-        np.random.set_bit_generator(self._numpy)
+        np.random.set_bit_generator(self._numpy)  # type: ignore[attr-defined]
         if self._inner is not None:
             self._set(*self._inner)
 
@@ -153,7 +153,7 @@ class OwnRandomness:
             _spare_generators.append(self._numpy)
         python, of_torch, numpy, whole = self._outer
         self._set(python, of_torch)
-        np.random.set_bit_generator(numpy)
+        np.random.set_bit_generator(numpy)  # type: ignore[attr-defined]
         if whole is not None:
             np.random.set_state(whole)
 
@@ -175,7 +175,7 @@ def _second_normal(generator: Any) -> Any:
         raw = ctypes.string_at(generator.ctypes.state_address, 625 * 4)
         if raw == _no_reserve:
             return None
-    state = np.random.get_state()
+    state: Any = np.random.get_state()
     if state[3]:
         return state
     _no_reserve = raw
