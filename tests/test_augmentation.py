@@ -241,6 +241,20 @@ def test_draws_of_one_sample_differ_and_do_not_depend_on_the_batch() -> None:
     assert found[1].equal(found[0]) and found[2].equal(found[0])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_processes_share_the_samples_of_one(weighted: bool) -> None:
+    order = {"sampler": WeightedRandomSampler([1.0, 2.0] * 6, 12)} if weighted else {}
+    found = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        options: dict[str, Any] = {"batch_size": 4, "shuffle": not weighted, "collate_fn": as_batch, **order}
+        ready: Any = prepare_loader(DataLoader(Drawing(), **options), seed=5, training=True)
+        ready.sampler.rank, ready.sampler.world = rank, world
+        start_epoch(ready, 5, 1)
+        found.append({tuple(sample) for sample in torch.cat(list(ready)).tolist()})
+    assert len(found[0]) == 12 and len(found[1]) == len(found[2]) == 6
+    assert found[1] | found[2] == found[0]
+
+
 class Keys(Sampler[Any]):
     def __iter__(self) -> Any:
         return iter([-5, 3, np.int64(3), "a", None, 2**70, Draw(3, 1)])
