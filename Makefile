@@ -18,7 +18,7 @@ help:
 	@echo "make test-all run the long ones, too: many processes that are started and killed"
 	@echo "make lint     check style and types"
 	@echo "make chaos    kill training runs over 100 times, and check that they end as if nobody had"
-	@echo "make bench    measure what checkpoints, reports, two processes and a GPU cost"
+	@echo "make bench    measure what reading, checkpoints, reports, two processes and a GPU cost"
 	@echo "make picture  take the pictures of make demo and its report that the README shows (needs Chromium)"
 	@echo "make clean    remove everything that the other targets made"
 	@echo "Further arguments: make demo ARGS='--max_epochs 3', make test ARGS='-x -k generation'"
@@ -44,6 +44,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	.venv/bin/python benchmarks/saving.py $(ARGS)
+	.venv/bin/python benchmarks/loader.py
 	.venv/bin/python benchmarks/report.py
 	.venv/bin/python benchmarks/ddp.py
 	.venv/bin/python benchmarks/gpu.py

@@ -1,6 +1,6 @@
 """The peers that are raced, each in a virtual environment of its own, which shares torch with ours.
 
-    python benchmarks/peers.py    installs what is missing
+python benchmarks/peers.py    installs what is missing
 """
 
 from __future__ import annotations

@@ -74,7 +74,13 @@ def rows_of(net: str, logs: bool, names: list[str], block: int, rounds: int, goa
         told = f"{counted['calls']:.0f}", f"{counted['frames']}"
         cost = f"{statistics.median(seconds[name]) / block * 1e6:,.0f}"
         rows.append(
-            [f"{net}, {'realistic' if logs else 'quiet'}", name, cost, f"{medians[name]:.3f}", f"{low:.3f} to {high:.3f}"]
+            [
+                f"{net}, {'realistic' if logs else 'quiet'}",
+                name,
+                cost,
+                f"{medians[name]:.3f}",
+                f"{low:.3f} to {high:.3f}",
+            ]
             + [goals, *told]
         )
     return rows

@@ -17,7 +17,9 @@ RESULTS = Path(__file__).parents[1] / "build" / "bench"
 WORDS = ("net", "loop", "way", "what", "precision", "settings", "pipeline", "what grows", "loader")
 
 
-def show(name: str, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+def show(
+    name: str, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
+) -> None:
     """Print a table, and keep it in `build/bench` for `publish.py`.
 
     Args:

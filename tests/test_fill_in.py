@@ -64,7 +64,7 @@ def test_a_net_of_ones_own(project: Path, run_in_project: Callable) -> None:
     (project / "model" / "my_net.py").write_text(NET)
     text = " ".join(run_in_project("--model_name", "my_net", "--help").out.split())
     assert "net MyNet: --model.width N Features of the hidden layer. [64]" in text
-    trained = run_in_project("--model_name", "my_net", "--model.width", "128", *SHORT)
+    trained = run_in_project("--model_name", "my_net", "--model.width", "128", *SHORT, "--max_epochs", "5")
     assert trained.metrics["test_acc"] > 0.8
     saved = yaml.safe_load((project / "logs/my_net/version_0/config.yaml").read_text())
     assert saved["model"] == {"width": 128}

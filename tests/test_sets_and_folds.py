@@ -226,12 +226,12 @@ def test_a_split_file_decides(run: Callable, tmp_path: Path) -> None:
 
 
 def test_slow_reading_is_left_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    import data.data_interface as interface
+    from utils import samples
 
     fast = DInterface()
     fast.setup("fit")
     assert fast.num_workers == 0
-    monkeypatch.setattr(interface, "SLOW_BATCH_SECONDS", 0.0)
+    monkeypatch.setattr(samples, "SLOW_BATCH_SECONDS", 0.0)
     slow = DInterface()
     slow.setup("fit")
     assert slow.num_workers and slow.train_dataloader().num_workers == slow.num_workers

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms.v2 import functional
 from utils.registry import build
+from utils.samples import as_batch
 
 RANDOM = np.random.default_rng(0)
 SETS = ["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"]
@@ -87,7 +88,7 @@ def test_a_sample_is_what_torchvision_gives(name: str, root: Path) -> None:
         data = torchvision_data(root, split, name=name, augment=False)
         assert data.num_classes == len(data.class_names) == 10 if name != "CIFAR100" else 100
         assert len(data) == len(data.targets) == len(data.source)
-        batch = data.__getitems__([len(data) - 1, 0])
+        batch = list(zip(*data.__getitems__([len(data) - 1, 0]), strict=True))
         for image, _ in [*batch, data[0]]:
             assert image.dtype == torch.float32 and tuple(image.shape) == data.sample_shape
         for index, (image, target) in zip((len(data) - 1, 0), batch, strict=True):
@@ -122,12 +123,12 @@ def test_augmentation_moves_each_image_of_a_batch_by_itself(name: str, root: Pat
         for m in (0, 1)
     }
     seen = set()
-    for image, target in data.__getitems__([0] * 100):
+    for image, target in zip(*data.__getitems__([0] * 100), strict=True):
         assert image.shape == original.shape and target == data.targets[0]
         seen |= {place for place, expected in allowed.items() if torch.equal(image, expected)}
     assert len(seen) > 40 and {mirrored for *_, mirrored in seen} == {0, 1}
     unmirrored = torchvision_data(root, name=name)
-    for image, _ in unmirrored.__getitems__([0] * 20):
+    for image in unmirrored.__getitems__([0] * 20)[0]:
         assert any(torch.equal(image, allowed[top, left, 0]) for top in shifts for left in shifts)
 
 
@@ -152,8 +153,8 @@ def test_images_of_different_sizes_need_a_size(root: Path, monkeypatch: pytest.M
     with pytest.raises(MisconfigurationException, match=r"Various has images of different shapes.*--data.size 64"):
         torchvision_data(root, name="Various")
     data = torchvision_data(root, name="Various", size=16, flip=True)
-    assert data.targets == [0, 1] * 3 and data.class_names == ["even", "odd"]
-    batch = DataLoader(data, batch_size=6, shuffle=True)
+    assert data.targets.tolist() == [0, 1] * 3 and data.class_names == ["even", "odd"]
+    batch = DataLoader(data, batch_size=6, shuffle=True, collate_fn=as_batch)
     assert next(iter(batch))[0].shape == (6, 3, 16, 16)
     assert torchvision_data(root, name="MNIST", size=14)[0][0].shape == (1, 14, 14)
     with pytest.raises(MisconfigurationException, match="size=0"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.folder_data import SPLIT_WORDS
+from utils.augmentation import take
 from utils.pictures import describe_reading, read_picture
 from utils.tables import Table
 
@@ -102,6 +103,7 @@ class CsvData(Dataset[Any]):
             files = table.text(image_column)
             _check_files(self.folder, files)
             self.pictures = [files[row] for row in chosen]
+            self.__getitems__ = None  # type: ignore[method-assign,assignment]  # pictures are read one by one
             if len(set(files)) == len(files):
                 self.names = self.pictures
             elif self.groups is None:
@@ -123,6 +125,10 @@ class CsvData(Dataset[Any]):
             file = self.folder / self.pictures[index]
             sample = read_picture(file, self.size, self.grayscale, self.augment, self.flip)
         return sample if self.targets is None else (sample, self.targets[index])
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        inputs = take(self.inputs, indices)
+        return inputs if self.targets is None else (inputs, take(self.targets, indices))
 
     def _read_targets(self, table: Table, target: list[str], task: str | None, rows: dict[str, list[int]]) -> Tensor:
         """The target of every row, 0 in rows for predict, which may have none. Sets the task and what goes with it."""

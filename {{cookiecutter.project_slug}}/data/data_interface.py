@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 import engine
+from utils import samples
 from utils.registry import accepts, build_dataset, load_class, own_splits
-from utils.samples import check_sets, class_per_sample, innermost, plain, same_randomness
+from utils.samples import class_per_sample, innermost, same_randomness
 from utils.splits import carve, check_options
 
 # fit builds the test sets, too: a fault in them had better be found before training.
 NEEDED = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-# A batch that takes longer to read is left to other processes.
-SLOW_BATCH_SECONDS = 0.01
 
 
 class DInterface(engine.DataModule):
@@ -30,6 +28,7 @@ class DInterface(engine.DataModule):
         test_datasets: Datasets to test on instead.
         batch_size: Samples in a batch.
         num_workers: Processes that read data. Default: none if that is fast enough, else one for each CPU, at most 8.
+        on_device: Keep the datasets in the device's memory, and make batches there: for sets that fit into it.
         val_fraction: Share of the samples to validate on. Default: the dataset's own split, or 0.1 if it has none.
         test_fraction: The same for testing.
         split_file: CSV file with columns sample and split (train, val or test), instead of all other splits.
@@ -48,6 +47,7 @@ class DInterface(engine.DataModule):
         test_datasets: list[str] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
+        on_device: bool = False,
         val_fraction: float | None = None,
         test_fraction: float | None = None,
         split_file: str | None = None,
@@ -71,11 +71,16 @@ class DInterface(engine.DataModule):
         self.sets: dict[str, dict[str, Dataset[Any]]] = {}
         self.num_workers = num_workers
         self._carved: dict[str, Dataset[Any]] = {}
-        most_workers = max(64, 4 * _cpus())
+        self._moved: dict[Any, Any] = {}
+        most_workers = max(64, 4 * samples.cpus())
         if not 0 < batch_size < 2**31 or not 0 <= (num_workers or 0) <= most_workers:
             raise engine.MisconfigurationException(
                 f"batch_size={batch_size}, num_workers={num_workers}; give a batch_size from 1, and num_workers from 0 "
-                f"to {most_workers} (there are {_cpus()} CPUs)"
+                f"to {most_workers} (there are {samples.cpus()} CPUs)"
+            )
+        if on_device and num_workers:
+            raise engine.MisconfigurationException(
+                f"on_device=True, num_workers={num_workers}: batches are made on the device; leave out num_workers"
             )
         named = [name for names in self.names.values() for name in names]
         if unknown := [argument for argument in self.data if not any(accepts(name, argument) for name in named)]:
@@ -97,10 +102,12 @@ class DInterface(engine.DataModule):
         # Looking at samples must not change what is drawn at random afterwards.
         with same_randomness():
             if missing:
-                check_sets(self.sets)
-            if self.num_workers is None:
+                samples.check_sets(self.sets)
+                if self.hparams["on_device"]:
+                    samples.check_on_device(self.sets)
+            if self.num_workers is None and not self.hparams["on_device"]:
                 first = next(iter(self.sets[NEEDED[stage][0]].values()))
-                self.num_workers = _workers_for(first, self.hparams["batch_size"])
+                self.num_workers = samples.workers_for(first, self.hparams["batch_size"])
 
     def tell(self, attribute: str) -> Any:
         """What the first set says of itself, such as `num_classes`; None if nothing."""
@@ -114,7 +121,7 @@ class DInterface(engine.DataModule):
         # A batch norm cannot learn from one sample: an epoch that would end with it leaves it out.
         alone = share > size and share % size == 1
         if not self.hparams["balanced_sampling"]:
-            return self.loader(dataset, shuffle=True, drop_last=alone)
+            return self._named("train", shuffle=True, drop_last=alone)[self.train_name]
         classes = class_per_sample(dataset)
         if classes is None:
             raise engine.MisconfigurationException(
@@ -123,33 +130,48 @@ class DInterface(engine.DataModule):
             )
         labels = torch.tensor(classes)
         weights = (1 / torch.bincount(labels).double())[labels]
-        return self.loader(dataset, sampler=WeightedRandomSampler(weights.tolist(), len(classes)), drop_last=alone)
+        sampler = WeightedRandomSampler(weights.tolist(), len(classes))
+        return self._named("train", sampler=sampler, drop_last=alone)[self.train_name]
 
     def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Batches in the datasets' order, by name."""
-        return {name: self.loader(dataset) for name, dataset in self.sets["val"].items()}
+        return self._named("val")
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Batches in the datasets' order, by name."""
-        return {name: self.loader(dataset) for name, dataset in self.sets["test"].items()}
+        return self._named("test")
 
     def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Batches in the datasets' order, by name."""
-        return {name: self.loader(dataset) for name, dataset in self.sets["predict"].items()}
+        return self._named("predict")
 
     def loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         """Batches of any dataset, in its order unless the options of DataLoader say otherwise."""
         size = self.hparams["batch_size"]
-        if self.num_workers is None and not isinstance(dataset, IterableDataset):
-            # A single batch would only wait for processes to start.
-            self.num_workers = _workers_for(dataset, size) if len(dataset) > size else 0  # type: ignore[arg-type]
-        # Of a dataset that can only be read from its start, every process would read all.
-        workers = 0 if isinstance(dataset, IterableDataset) else self.num_workers or 0
-        if workers:
+        if "num_workers" not in options:
+            # Of a dataset that can only be read from its start, every process would read all.
+            several = not isinstance(dataset, IterableDataset)
+            if self.num_workers is None and several:
+                # A single batch would only wait for processes to start.
+                self.num_workers = samples.workers_for(dataset, size) if len(dataset) > size else 0  # type: ignore[arg-type]
+            options["num_workers"] = self.num_workers or 0 if several else 0
+        if options["num_workers"]:
             options |= {"persistent_workers": True, "prefetch_factor": 4}
-        pinned = torch.cuda.is_available()
-        options |= {"batch_size": size, "num_workers": workers, "pin_memory": pinned}
-        return DataLoader(dataset, **options)
+        if samples.makes_batches(dataset):
+            options["collate_fn"] = samples.as_batch
+        return DataLoader(dataset, **{"batch_size": size, "pin_memory": torch.cuda.is_available(), **options})
+
+    def _named(self, split: str, **options: Any) -> dict[str, DataLoader[Any]]:
+        """The loaders of a split by name; with `on_device`, of copies that lie there."""
+        if not self.hparams["on_device"]:
+            return {name: self.loader(dataset, **options) for name, dataset in self.sets[split].items()}
+        # Without a trainer it is the CPU; Lightning's has its device elsewhere.
+        trainer: Any = self.trainer
+        device = torch.device("cpu") if trainer is None else getattr(trainer, "device", None)
+        device = device or trainer.strategy.root_device
+        there = {name: samples.on_device(dataset, device, self._moved) for name, dataset in self.sets[split].items()}
+        options |= {"num_workers": 0, "pin_memory": False}
+        return {name: self.loader(dataset, **options) for name, dataset in there.items()}
 
     def _split(self, name: str, split: str) -> Dataset[Any]:
         """The samples of one dataset that belong to one split."""
@@ -172,21 +194,4 @@ class DInterface(engine.DataModule):
                 self._carved = carve(pool, carved, wanted)
             return self._carved[split]
         # What is only judged on, and has no such split of its own, is used whole.
-        return build_dataset(name, split, given) if split in own else plain(build_dataset(name, "train", given))
-
-
-def _workers_for(dataset: Dataset[Any], batch_size: int) -> int:
-    """Number of processes to read with: none where a batch is read quickly."""
-    source = plain(dataset)
-    read = getattr(source, "__getitems__", None) or (lambda indices: [source[index] for index in indices])
-    read([0])  # the first may open files
-    indices = list(range(min(8, len(dataset))))  # type: ignore[arg-type]
-    begin = time.perf_counter()
-    read(indices)
-    seconds = (time.perf_counter() - begin) / len(indices) * batch_size
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(_cpus() // processes, 8) if seconds > SLOW_BATCH_SECONDS else 0
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return build_dataset(name, split, given) if split in own else samples.plain(build_dataset(name, "train", given))

@@ -12,8 +12,10 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.v2 import functional
 
+from utils.augmentation import random_crop, random_flip, scaled, take
 
-class TorchvisionData(Dataset[tuple[Tensor, int]]):
+
+class TorchvisionData(Dataset[tuple[Tensor, Tensor]]):
     """One of torchvision's sets of images, with its training and test images.
 
     A sample is an image, float32 of shape (channels, height, width) from 0 to 1, and its class.
@@ -47,8 +49,8 @@ class TorchvisionData(Dataset[tuple[Tensor, int]]):
         self.name, self.size, self.flip = name, size, flip
         self.augment = augment and split == "train"
         self.source = _open(name, root, download, training=split == "train")
-        self.targets = _targets(self.source)
-        self.class_names = [str(c) for c in getattr(self.source, "classes", range(max(self.targets) + 1))]
+        self.targets = torch.tensor(_targets(self.source))
+        self.class_names = [str(c) for c in getattr(self.source, "classes", range(int(self.targets.max()) + 1))]
         self.num_classes = len(self.class_names)
         self.sample_shape = tuple(self._read(0).shape)
         self._read(len(self) - 1)
@@ -60,22 +62,21 @@ class TorchvisionData(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, targets = type(self).__getitems__(self, [index])
+        return images[0], targets[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
-        # A loader asks for a whole batch here, which takes a tenth of the time of reading one by one. In numpy, because
-        # torch would start threads for so little work, and wait for them where the CPU is busy.
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         if self.images is not None:
-            pixels = self.images[indices]
+            pixels = take(self.images, indices)
         else:
-            pixels = np.stack([self._read(index) for index in indices])
+            pixels = torch.stack([self._read(index) for index in indices])
         if self.augment:
-            pixels = _random_crops(pixels, pixels.shape[-2] // 8, self.flip)
-        images = torch.from_numpy(np.divide(pixels, 255, dtype=np.float32))
-        return [(image, self.targets[index]) for image, index in zip(images, indices, strict=True)]
+            pixels = random_crop(pixels, padding=pixels.shape[-2] // 8)
+            pixels = random_flip(pixels) if self.flip else pixels
+        return scaled(pixels), take(self.targets, indices)
 
-    def _read(self, index: int) -> np.ndarray:
+    def _read(self, index: int) -> Tensor:
         """One image, uint8 of shape (channels, height, width), as torchvision reads it."""
         image = functional.to_dtype(functional.to_image(self.source[index][0]), torch.uint8, scale=True)
         if self.size is not None:
@@ -83,20 +84,7 @@ class TorchvisionData(Dataset[tuple[Tensor, int]]):
         if image.shape != getattr(self, "sample_shape", image.shape):
             sizes = f"{self.sample_shape} and {tuple(image.shape)}"
             raise ValueError(f"{self.name} has images of different shapes, {sizes}; give a size, as --data.size 64")
-        return np.asarray(image)
-
-
-def _random_crops(pixels: np.ndarray, padding: int, flip: bool) -> np.ndarray:
-    """Move each image of a batch at random by up to `padding` pixels, and mirror half of them."""
-    count, _, height, width = pixels.shape
-    padded = np.pad(pixels, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    crops = np.empty_like(pixels)
-    # Numbers of torch, which every process that reads data draws for itself, and the same in every run.
-    moves, mirrored = torch.randint(2 * padding + 1, (count, 2)).tolist(), torch.rand(count).lt(0.5).tolist()
-    for index, (top, left) in enumerate(moves):
-        crop = padded[index, :, top : top + height, left : left + width]
-        crops[index] = crop[:, :, ::-1] if flip and mirrored[index] else crop
-    return crops
+        return image.as_subclass(Tensor)
 
 
 def _open(name: str, root: str, download: bool, training: bool) -> Any:
@@ -122,7 +110,7 @@ def _targets(source: Any) -> list[int]:
     return [int(source[index][1]) for index in range(len(source))]
 
 
-def _all_images(source: Any) -> np.ndarray | None:
+def _all_images(source: Any) -> Tensor | None:
     """All images, uint8 of shape (images, channels, height, width), if the set holds them in memory."""
     data = np.asarray(getattr(source, "data", None))
     if data.dtype != np.uint8:
@@ -131,5 +119,5 @@ def _all_images(source: Any) -> np.ndarray | None:
     first = np.asarray(functional.to_image(source[0][0]))
     for order in [data[:, None]] if data.ndim == 3 else [data, np.moveaxis(data, -1, 1)]:
         if np.array_equal(order[0], first):
-            return np.ascontiguousarray(order)
+            return torch.from_numpy(np.ascontiguousarray(order))
     return None

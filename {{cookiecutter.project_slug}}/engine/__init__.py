@@ -17,6 +17,7 @@ from engine.exceptions import MisconfigurationException
 from engine.last_words import watch_processes
 from engine.module import Module
 from engine.older import find_older_names
+from engine.samples import sample_uniform
 from engine.seed import seed_everything
 from engine.trainer import Trainer
 
@@ -36,6 +37,7 @@ __all__ = [
     "callbacks",
     "loggers",
     "profilers",
+    "sample_uniform",
     "seed_everything",
     "strategies",
     "utilities",

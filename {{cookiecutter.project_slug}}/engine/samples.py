@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -24,6 +25,10 @@ from torch.utils.data import (
 from engine import distributed
 from engine.exceptions import LIBRARIES, explained
 from engine.seed import OwnRandomness, mix, seed_cpu
+
+# Constants of splitmix64 (Steele et al. 2014), and what tells draws of the same index from each other.
+STEP, PLACE = np.uint64(0x9E3779B97F4A7C15), 0xD1342543DE82EF95
+SHIFTS = [(np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))]
 
 
 class Draw(int):
@@ -96,13 +101,61 @@ class Unreadable(NamedTuple):
     details: str
 
 
+class Numbers:
+    """Random numbers of samples that are read together: each has a sequence of its own, as in `sample_uniform`.
+
+    Args:
+        stream: What tells seed and epoch.
+        indices: The samples.
+    """
+
+    def __init__(self, stream: int, indices: list[Any]) -> None:
+        self.stream, self.indices, self.drawn = stream, indices, 0
+        self.sequences: Any = None
+
+    def next(self, columns: int) -> np.ndarray:
+        """The next numbers of each sample, float64 of shape (samples, columns) from 0 to 1, without 1."""
+        if self.sequences is None:
+            keys = [(index if type(index) is int else _key(index)) % 2**64 for index in self.indices]
+            self.sequences = _spread(np.array(keys, np.uint64) ^ np.uint64(self.stream))[:, None]
+        steps = np.arange(self.drawn + 1, self.drawn + columns + 1, dtype=np.uint64)
+        self.drawn += columns
+        # The upper 53 bits, which are all that a float64 holds.
+        numbers: np.ndarray = (_spread(self.sequences + STEP * steps) >> np.uint64(11)) * 2.0**-53
+        return numbers
+
+
+# Of the samples that are being read now.
+_numbers: Numbers | None = None
+
+
+def sample_uniform(count: int, columns: int) -> Tensor:
+    """Random numbers for augmentation of a whole batch at once, as functions of (seed, epoch, index) of each sample.
+
+    Called while a loader reads, in `__getitem__` or `__getitems__` of a dataset: a sample gets the same numbers
+    whatever it is read together with, and others in the next call, the next epoch, or when it is drawn again.
+
+    Args:
+        count: Samples: one in `__getitem__`, in `__getitems__` as many as there are indices, in their order. Of any
+            other number, and of a dataset that nobody trains on, the numbers come from torch's global generator.
+        columns: Numbers for each.
+
+    Returns:
+        float64 of shape (count, columns), on the CPU, from 0 to 1, without 1.
+    """
+    if _numbers is None or count != len(_numbers.indices):
+        return torch.rand(count, columns, dtype=torch.float64, device="cpu")
+    return torch.from_numpy(_numbers.next(columns))
+
+
 class SeededDataset(Dataset[Any]):
     """A map dataset in which the random numbers behind a sample are a function of (seed, epoch, index).
 
     Before each sample torch (on the CPU), `random` and NumPy's global generator are seeded, so that augmentation does
     not depend on the number of workers, on prefetching or on where a run was resumed. A dataset that brings
-    `__getitems__` is read through it and seeded once, from the batch's first index: a function of the batch then, as
-    is what `collate_fn` draws. In the main process the global generators are put back after each batch.
+    `__getitems__` is read through it and seeded once, from the batch's first index: what these generators draw is a
+    function of the batch then, as is what `collate_fn` draws, and what `sample_uniform` draws one of each sample. In
+    the main process the global generators are put back after each batch.
 
     Args:
         wrapped: The dataset; its attributes can be read and set here too.
@@ -127,10 +180,13 @@ class SeededDataset(Dataset[Any]):
         if workers:
             clock.share_memory_()  # type: ignore[no-untyped-call]
         # A subset has `__getitems__`, whether its dataset has or not.
-        by_batch = hasattr(innermost(wrapped), "__getitems__")
-        fixed = type(innermost(wrapped)) in FIXED and collate in (None, default_collate)
+        source = innermost(wrapped)
+        by_batch = callable(getattr(source, "__getitems__", None))
+        fixed = type(source) in FIXED and collate in (None, default_collate)
+        rows = type(source) is TensorDataset and collate is default_collate
+        rows = rows and all(type(part) is Tensor and part.layout is torch.strided for part in source.tensors)
         self.__dict__.update(wrapped=wrapped, _now=[seed, 0], _clock=clock, _by_batch=by_batch, _fixed=fixed)
-        self.__dict__.update(_collate=collate, _reading=None)
+        self.__dict__.update(_collate=collate, _reading=None, _rows=rows)
 
     def start_epoch(self, seed: int, epoch: int) -> None:
         """Choose the random numbers of the samples read from now on."""
@@ -157,14 +213,18 @@ class SeededDataset(Dataset[Any]):
 
     def _read(self, indices: list[Any], single: bool) -> Any:
         in_worker = get_worker_info() is not None
+        self.__dict__["_reading"] = None
         try:
-            with nullcontext() if in_worker or self._fixed else OwnRandomness():
+            if self._fixed:
+                return self._take(indices, single)
+            with nullcontext() if in_worker else OwnRandomness():
                 stream = mix(*(self._clock.tolist() if in_worker else self._now), 2)
                 samples = self._samples(stream, indices, by_batch=self._by_batch and not single)
                 if single or self._collate is None:
                     return samples[0] if single else samples
                 self.__dict__["_reading"] = None
-                if self._collate is not default_collate:
+                # A dataset that makes its batches itself leaves nothing to collate.
+                if self._collate is not default_collate and isinstance(samples, list):
                     _seed_sample(mix(stream, 3), next(iter(indices), 0))
                 return self._collate(samples)
         except Exception as error:
@@ -173,17 +233,23 @@ class SeededDataset(Dataset[Any]):
                 return Unreadable(line, traceback.format_exc())
             raise explained(RuntimeError(line)) from error
 
+    def _take(self, indices: list[Any], single: bool) -> Any:
+        """Samples, or a batch, behind which nothing is drawn at random."""
+        if self._rows and not single:
+            # What `default_collate` makes of the samples, in one go.
+            places = torch.tensor([_inner_index(self.wrapped, index) for index in indices])
+            parts = innermost(self.wrapped).tensors
+            return [part[places.to(part.device, non_blocking=True)] for part in parts]
+        samples = [self.wrapped[index] for index in indices]
+        return samples[0] if single else samples if self._collate is None else self._collate(samples)
+
     def _samples(self, stream: int, indices: list[Any], by_batch: bool) -> Any:
         own, samples = self.__dict__, []
-        own["_reading"] = None
         if by_batch:
-            _seed_sample(stream, next(iter(indices), 0))
-            return self.wrapped.__getitems__(indices)
+            return _read_seeded(self.wrapped.__getitems__, indices, stream, indices)
         for index in indices:
             own["_reading"] = index
-            if not self._fixed:
-                _seed_sample(stream, index)
-            samples.append(self.wrapped[index])
+            samples.append(_read_seeded(self.wrapped.__getitem__, index, stream, [index]))
         return samples
 
     def _explain(self, error: Exception, indices: list[Any]) -> str:
@@ -216,7 +282,32 @@ def _inner_index(dataset: Any, index: Any) -> Any:
     return index
 
 
+def _read_seeded(read: Callable[[Any], Any], what: Any, stream: int, indices: list[Any]) -> Any:
+    """Read a sample or a batch, with random numbers that only depend on the stream and on its indices."""
+    global _numbers
+    outer, _numbers = _numbers, Numbers(stream, indices)
+    try:
+        _seed_sample(stream, next(iter(indices), 0))
+        return read(what)
+    finally:
+        _numbers = outer
+
+
 def _seed_sample(stream: int, index: Any) -> None:
+    seed_cpu(mix(stream, _number(index), getattr(index, "place", 0)))
+
+
+def _number(index: Any) -> int:
     # A sampler of the user's may give keys of any type.
-    number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
-    seed_cpu(mix(stream, number, index.place if isinstance(index, Draw) else 0))
+    return index if isinstance(index, int) else zlib.crc32(repr(index).encode())
+
+
+def _key(index: Any) -> int:
+    return _number(index) + PLACE * getattr(index, "place", 0)
+
+
+def _spread(numbers: Any) -> Any:
+    """What `engine.seed.mix` does to a number, without its last shift, to many: 64 well-mixed bits of each."""
+    for shift, factor in SHIFTS:
+        numbers = (numbers ^ (numbers >> shift)) * factor
+    return numbers ^ (numbers >> np.uint64(31))

@@ -89,7 +89,14 @@ def build(folder: Folder, name: str, arguments: dict[str, Any]) -> Any:
 
 def build_dataset(name: str, split: str, arguments: dict[str, Any]) -> Any:
     """A split of the dataset of that name, with those of the arguments that it takes."""
-    return build("data", name, {**{k: v for k, v in arguments.items() if accepts(name, k)}, "split": split})
+    dataset = build("data", name, {**{k: v for k, v in arguments.items() if accepts(name, k)}, "split": split})
+    reads = (
+        method for base in type(dataset).__mro__ for method in ("__getitems__", "__getitem__") if method in vars(base)
+    )
+    if next(reads) == "__getitem__" and hasattr(dataset, "__getitems__"):
+        # A class that derives from one that makes batches, and reads samples in its own way: batches would pass it by.
+        dataset.__getitems__ = None
+    return dataset
 
 
 def accepts(name: str, argument: str) -> bool:

@@ -30,7 +30,7 @@ except ImportError:
 CONFIG, ENVIRONMENT, LOCK, LAUNCH = "config.yaml", "environment.json", ".lock", ".launch"
 # Arguments that may change from one start of a run to the next.
 FREE = {"accelerator", "devices", "num_nodes", "strategy", "num_workers", "max_time", "async_save", "log_dir"}
-FREE |= {"enable_progress_bar", "enable_model_summary"}
+FREE |= {"on_device", "enable_progress_bar", "enable_model_summary"}
 _held: dict[Path, TextIO] = {}
 
 

@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 
 from engine import MisconfigurationException
 
 # Sets that are read within this time are compared sample by sample.
 QUICK_SECONDS = 1.0
+# A batch that takes longer to read is left to other processes.
+SLOW_BATCH_SECONDS = 0.01
 
 
 def per_sample(dataset: Dataset[Any], attribute: str) -> list[Any] | None:
@@ -53,15 +56,15 @@ def class_per_sample(dataset: Dataset[Any]) -> list[int] | None:
 
 def plain(dataset: Dataset[Any]) -> Dataset[Any]:
     """A shallow copy to look at samples in: it does not augment, if the dataset has the attribute `augment`."""
-    if isinstance(dataset, Subset):
-        return Subset(plain(dataset.dataset), dataset.indices)
-    if isinstance(dataset, ConcatDataset):
-        return ConcatDataset([plain(part) for part in dataset.datasets])
     return with_augment(dataset, False)
 
 
 def with_augment(dataset: Dataset[Any], augment: bool | None) -> Dataset[Any]:
     """A shallow copy that augments or not; None leaves that as it is."""
+    if isinstance(dataset, Subset):
+        return Subset(with_augment(dataset.dataset, augment), dataset.indices)
+    if isinstance(dataset, ConcatDataset):
+        return ConcatDataset([with_augment(part, augment) for part in dataset.datasets])
     # A copy in any case: a file that is opened at the first sample would otherwise be shared by all workers.
     copied: Any = copy(dataset)
     if augment is not None and hasattr(dataset, "augment"):
@@ -76,6 +79,85 @@ def innermost(dataset: Dataset[Any]) -> Dataset[Any]:
     return innermost(dataset.datasets[0]) if isinstance(dataset, ConcatDataset) else dataset
 
 
+def makes_batches(dataset: Dataset[Any]) -> bool:
+    """Whether a dataset, or the one behind a subset, is read by whole batches: by `__getitems__`."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def as_batch(read: Any) -> Any:
+    """What `__getitems__` gave: samples, if it is a list, which are stacked; anything else is the batch."""
+    return default_collate(read) if isinstance(read, list) else read
+
+
+def workers_for(dataset: Dataset[Any], batch_size: int) -> int:
+    """Number of processes to read with: none where a batch is read quickly."""
+    source, count = with_augment(dataset, None), min(batch_size, len(dataset))  # type: ignore[arg-type]
+    read = getattr(source, "__getitems__", None) or (lambda indices: [source[index] for index in indices])
+    # Of single samples, which may take long, a few tell enough.
+    indices = list(range(count if makes_batches(dataset) else min(8, count)))
+    try:
+        with same_randomness():
+            read([0])  # the first may open files
+            begin = time.perf_counter()
+            as_batch(read(indices))
+            seconds = (time.perf_counter() - begin) / len(indices) * batch_size
+    except Exception:
+        return 0  # the loader says which sample cannot be read, and why
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(cpus() // processes, 8) if seconds > SLOW_BATCH_SECONDS else 0
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_on_device(sets: Mapping[str, Mapping[str, Dataset[Any]]]) -> None:
+    """Check that all sets, by split and name, can make their batches on a device.
+
+    Raises:
+        MisconfigurationException: One is read sample by sample, or holds no tensors to make them of.
+    """
+    for name, dataset in (pair for named in sets.values() for pair in named.items()):
+        held = vars(innermost(dataset))
+        if not makes_batches(dataset) or not any(isinstance(held[key], Tensor) for key in held.keys() - {"targets"}):
+            raise MisconfigurationException(
+                f"--on_device: {name} is read sample by sample; leave out --on_device, or give the dataset a "
+                "__getitems__ that takes batches from tensors that it holds"
+            )
+
+
+def on_device(dataset: Dataset[Any], device: torch.device, moved: dict[Any, tuple[Tensor, Tensor]]) -> Dataset[Any]:
+    """A shallow copy whose tensors, its attributes, are on a device.
+
+    Args:
+        dataset: A dataset that `check_on_device` has passed, or a subset of one.
+        device: Where to.
+        moved: What is there already, so that parts of one dataset share it.
+
+    Raises:
+        MisconfigurationException: The copy gives tensors elsewhere.
+    """
+    if isinstance(dataset, Subset):
+        return Subset(on_device(dataset.dataset, device, moved), dataset.indices)
+    copied: Any = copy(dataset)
+    for name, value in vars(dataset).items():
+        if isinstance(value, Tensor):
+            # The original is kept beside it: its id stays taken.
+            _, there = moved.setdefault((id(value), device), (value, value.to(device)))
+            setattr(copied, name, there)
+    with same_randomness():
+        given = [value.device for value in leaves(copied.__getitems__([0])) if isinstance(value, Tensor)]
+    if any(where.type != device.type for where in given):
+        raise MisconfigurationException(
+            f"--on_device: {type(dataset).__name__}.__getitems__ gives tensors on {given[0]}, not on {device}; make "
+            "them of the dataset's tensors alone"
+        )
+    return copied
+
+
 def describe_inputs(dataset: Dataset[Any]) -> dict[str, Any] | None:
     """What a net is given: `shape` and `dtype` of one sample, and what the dataset tells in its dict `preprocessing`.
 
@@ -84,7 +166,7 @@ def describe_inputs(dataset: Dataset[Any]) -> dict[str, Any] | None:
     with same_randomness():
         sample = plain(dataset)[0]
     inputs = sample[0] if isinstance(sample, list | tuple) and sample else sample
-    if not isinstance(inputs, torch.Tensor):
+    if not isinstance(inputs, Tensor):
         return None
     about = {"shape": list(inputs.shape), "dtype": str(inputs.dtype).removeprefix("torch.")}
     return about | dict(getattr(innermost(dataset), "preprocessing", {}))
@@ -213,7 +295,7 @@ def _checksum(dataset: Dataset[Any], index: int) -> int:
 
 
 def _content(value: Any) -> bytes:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, str | bytes | int | float | None):
         return repr(value).encode()
