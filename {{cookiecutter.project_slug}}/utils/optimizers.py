@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import LBFGS, Optimizer, lr_scheduler
 
 from engine import MisconfigurationException
 from utils.fast_steps import FORMS, faster_form, keep_form
@@ -67,6 +67,8 @@ def build_optimizer(
     if weight_decay and "weight_decay" not in inspect.signature(cls).parameters:
         raise MisconfigurationException(f"--optimizer {name} knows no weight decay; give --weight_decay 0")
     groups = _parameter_groups(net, lr, weight_decay, lr_scales or {})
+    if cls is LBFGS and not all(parameter.is_contiguous() for group in groups for parameter in group["params"]):
+        raise MisconfigurationException("--optimizer LBFGS takes weights in torch's usual format: no --channels_last")
     chosen = {} if arguments.keys() & {*FORMS, "differentiable"} else faster_form(cls, groups)
     optimizer: Optimizer = construct(cls, {**arguments, **chosen}, f"--optimizer {name}", params=groups, lr=lr)
     keep_form(optimizer)
