@@ -147,7 +147,7 @@ def add_run(group: Any) -> None:
         "matmul_precision": (
             Literal["highest", "high", "medium"],
             "highest",
-            "of float32 matrices on GPUs: high and medium multiply them in TF32, several times faster [highest]",
+            "of float32 matrices on GPUs: high and medium multiply them in TF32, which is faster [highest]",
         ),
         "ckpt_path": (
             text,
