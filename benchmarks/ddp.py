@@ -67,7 +67,7 @@ class Turns:
         self.seconds: list[tuple[float, float]] = []
 
     def __len__(self) -> int:
-        return (self.blocks + 2) * BLOCK
+        return (self.blocks + 2) * len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         for block in range(self.blocks + 2):

@@ -1,134 +1,346 @@
 """Samples per second on one GPU: under the Trainer, and in a loop written by hand that does the same.
 
+ResNet-50 and a small transformer, in TF32, bfloat16 and float16, compiled and not, the ResNet also with channels_last.
 Both train the same net on the same batches, which wait in pinned memory, and take turns within one run. Printed are
-medians, and the most memory that each has held when it ran alone.
+medians, the most memory that each has held when it ran alone, and how often it waited for the GPU in a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
+import platform
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models import resnet50
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
 import engine
-from ddp import BLOCK, GOAL, Batch, Training, Turns
+from ddp import GOAL, Batch, Turns
 from model.standard_net import StandardNet
+from utils.acceleration import accelerate
 
-FORMATS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-SHAPE = (3, 64, 64)
-
-
-def make(width: int, compiled: bool) -> nn.Module:
-    """The net that a generated project starts with, on larger images."""
-    torch.manual_seed(0)
-    net = StandardNet(10, SHAPE, width)
-    if compiled:
-        net.compile()
-    return net
+FORMATS = {"TF32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+DTYPES = {"TF32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NONE = "–"
+# Of the steps in which waiting is counted: how many go before, and how many there are. Values are fetched every 50.
+BEFORE, WATCHED = 10, 20
 
 
-def hand_written(net: nn.Module, dtype: torch.dtype | None) -> Callable[[Batch], None]:
-    """A step of the plainest loop."""
-    net.cuda()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
+class Block(nn.Module):
+    """A layer of the transformer: attention to earlier positions, and a perceptron."""
 
-    def step(batch: Batch) -> None:
-        images, labels = (part.cuda(non_blocking=True) for part in batch)
-        with torch.autocast("cuda", dtype, enabled=dtype is not None):
-            loss = nn.functional.cross_entropy(net(images), labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attend, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    return step
-
-
-def trainer(precision: str) -> engine.Trainer:
-    """One epoch on the GPU, quietly."""
-    return engine.Trainer(
-        accelerator="gpu",
-        devices=1,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to features, of shape (batch, positions, width)."""
+        split = self.attend(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        heard = nn.functional.scaled_dot_product_attention(split[0], split[1], split[2], is_causal=True)
+        x = x + self.project(heard.transpose(1, 2).flatten(2))
+        return x + self.perceptron(self.norms[1](x))
 
 
-def most_memory(work: Callable[[], object]) -> float:
-    """MB that were held at most meanwhile."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / 1e6
+class Transformer(nn.Module):
+    """Predicts the next token at each position."""
+
+    def __init__(self, tokens: int, positions: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(tokens, width), nn.Parameter(torch.zeros(positions, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm, self.classify = nn.LayerNorm(width), nn.Linear(width, tokens, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens of shape (batch, positions) to logits of shape (batch, positions, tokens)."""
+        logits: Tensor = self.classify(self.norm(self.blocks(self.tokens(tokens) + self.positions)))
+        return logits
 
 
-def race(precision: str, compiled: bool, batches: list[Batch], arguments: argparse.Namespace) -> list[str]:
+class Task(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        name: For the table.
+        make: Makes the net.
+        batch: Makes a batch of so many samples.
+        size: Samples in a batch.
+        images: Whether it can be channels_last.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    batch: Callable[[int], Batch]
+    size: int
+    images: bool
+
+
+class Setting(NamedTuple):
     """A row of the table."""
 
-    def by_hand() -> Callable[[Batch], None]:
-        return hand_written(make(arguments.width, compiled), FORMATS[precision])
-
-    def by_trainer(data: object) -> None:
-        trainer(precision).fit(Training(make(arguments.width, compiled), logs=False), data)
-
-    def alone() -> None:
-        step = by_hand()
-        for batch in batches:
-            step(batch)
-
-    held = [most_memory(lambda: by_trainer(iter_of(batches))), most_memory(alone)]
-    turns = Turns(by_hand(), batches, arguments.blocks, torch.cuda.synchronize)
-    by_trainer(turns)
-    samples = BLOCK * arguments.batch_size
-    ours, theirs = (statistics.median(samples / s for s in column) for column in zip(*turns.seconds, strict=True))
-    low, ratio, high = statistics.quantiles([mine / hand for mine, hand in turns.seconds], n=4)
-    figures = [f"{ours:,.0f}/s", f"{theirs:,.0f}/s", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", f"<= {GOAL}"]
-    return [precision, "yes" if compiled else "no", *figures, *(f"{megabytes:,.0f} MB" for megabytes in held)]
+    numbers: str
+    compiled: bool
+    channels_last: bool
 
 
-def iter_of(batches: list[Batch]) -> Turns:
-    """The batches once over, for the Trainer alone."""
-    return Turns(lambda batch: None, batches, 0)
+def tasks(quick: bool) -> dict[str, Task]:
+    """The two, or tiny ones in their place."""
+    side, classes, tokens, positions = (16, 10, 50, 16) if quick else (224, 1000, 8192, 256)
+
+    def resnet() -> nn.Module:
+        return StandardNet(classes, (3, side, side), 4) if quick else resnet50()
+
+    def transformer() -> nn.Module:
+        return Transformer(tokens, positions, 16, 2, 2) if quick else Transformer(tokens, positions, 256, 8, 6)
+
+    def images(size: int) -> Batch:
+        return torch.randn(size, 3, side, side), torch.randint(classes, (size,))
+
+    def text(size: int) -> Batch:
+        words = torch.randint(tokens, (size, positions + 1))
+        return words[:, :-1].contiguous(), words[:, 1:].contiguous()
+
+    names = ("StandardNet", "a tiny transformer") if quick else ("ResNet-50", "a small transformer")
+    sizes = (2, 2) if quick else (64, 64)
+    return {
+        "resnet": Task(names[0], resnet, images, sizes[0], images=True),
+        "transformer": Task(names[1], transformer, text, sizes[1], images=False),
+    }
+
+
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of images, and of each position in a text."""
+    return nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
+    """As a project has it."""
+    return torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+
+class Training(engine.Module):
+    """The task, as one writes it for the Trainer."""
+
+    def __init__(self, net: nn.Module, logs: bool) -> None:
+        super().__init__()
+        self.net, self.logs = net, logs
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        inputs, targets = batch
+        loss = loss_of(self.net(inputs), targets)
+        if self.logs:
+            self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The same as by hand."""
+        return optimizer_of(self.net)
+
+
+class Race:
+    """The Trainer and a loop written by hand, on one task with one setting.
+
+    Args:
+        task: What is trained.
+        setting: How.
+        device: Where.
+        batches: A block of batches.
+        backend: What compiles.
+    """
+
+    def __init__(self, task: Task, setting: Setting, device: torch.device, batches: list[Batch], backend: str) -> None:
+        self.task, self.setting, self.device, self.batches, self.backend = task, setting, device, batches, backend
+
+    def by_hand(self) -> Callable[[Batch], None]:
+        """A step of the plainest loop."""
+        device, dtype = self.device, DTYPES[self.setting.numbers]
+        torch.manual_seed(0)
+        net = self.task.make().to(device)
+        layout = torch.channels_last if self.setting.channels_last else torch.preserve_format
+        net.to(memory_format=layout)
+        if self.setting.compiled:
+            net.compile(backend=self.backend)
+        optimizer = optimizer_of(net)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+
+        def step(batch: Batch) -> None:
+            inputs, targets = (part.to(device, non_blocking=True) for part in batch)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                loss = loss_of(net(inputs.to(memory_format=layout)), targets)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
+    def by_trainer(self, batches: object, logs: bool = False) -> None:
+        """An epoch under the Trainer, quietly."""
+        torch.manual_seed(0)
+        net = self.task.make()
+        accelerate(net, self.setting.channels_last, compiled=False)
+        if self.setting.compiled:
+            net.compile(backend=self.backend)
+        trainer = engine.Trainer(
+            accelerator="gpu" if self.device.type == "cuda" else "cpu",
+            devices=1,
+            precision=FORMATS[self.setting.numbers],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            max_epochs=1,
+        )
+        trainer.fit(Training(net, logs), batches)
+
+    def alone(self) -> tuple[list[str], list[str]]:
+        """Host syncs in a step, and MB that were held at most: under the Trainer, and by hand."""
+        if self.device.type != "cuda":
+            self.by_trainer(Few(self.batches, watch=False), logs=True)
+            return [NONE] * 2, [NONE] * 2
+        syncs, held = [], []
+        for ours in (True, False):
+            few = Few(self.batches, watch=True)
+            fresh()
+            torch.cuda.reset_peak_memory_stats()
+            if ours:
+                self.by_trainer(few, logs=True)
+            else:
+                step = self.by_hand()
+                for batch in few:
+                    step(batch)
+                del step
+            torch.cuda.synchronize()
+            syncs.append(f"{few.syncs / WATCHED:g}")
+            held.append(f"{torch.cuda.max_memory_allocated() / 1e6:,.0f} MB")
+        return syncs, held
+
+    def row(self, blocks: int) -> list[str]:
+        """Of the table."""
+        syncs, held = self.alone()
+        fresh()
+        finish = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        turns = Turns(self.by_hand(), self.batches, blocks, finish)
+        self.by_trainer(turns)
+        samples = sum(len(targets) for _, targets in self.batches)
+        ours, theirs = (statistics.median(samples / s for s in column) for column in zip(*turns.seconds, strict=True))
+        low, ratio, high = statistics.quantiles([mine / hand for mine, hand in turns.seconds], n=4)
+        rates = [f"{ours:,.0f}/s", f"{theirs:,.0f}/s", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", f"<= {GOAL}"]
+        numbers, *switches = self.setting
+        return [numbers, *("yes" if on else "no" for on in switches), *rates, *syncs, "0", *held]
+
+
+class Few:
+    """A few batches for one of the two alone.
+
+    Args:
+        batches: These, over and over.
+        watch: Have torch warn of each operation that waits for the GPU, in steps that fetch no value.
+
+    Attributes:
+        syncs: How often it has.
+    """
+
+    def __init__(self, batches: list[Batch], watch: bool) -> None:
+        self.batches, self.watch, self.syncs = batches, watch, 0
+
+    def __len__(self) -> int:
+        # One more: the end of an epoch fetches values.
+        return BEFORE + WATCHED + 1 if self.watch else 2
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = itertools.islice(itertools.cycle(self.batches), len(self))
+        if self.watch:
+            yield from itertools.islice(batches, BEFORE)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    yield from itertools.islice(batches, WATCHED)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            self.syncs = sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
+        yield from batches
+
+
+def fresh() -> None:
+    """Forget what an earlier run has compiled, and let go of its memory."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def settings(task: Task) -> list[Setting]:
+    """The rows of a task."""
+    return [
+        Setting(numbers, compiled, channels_last)
+        for numbers in FORMATS
+        for channels_last in ((False, True) if task.images else (False,))
+        for compiled in (False, True)
+    ]
+
+
+def measure(task: Task, device: torch.device, arguments: argparse.Namespace) -> None:
+    """Race with each setting, and print a table."""
+    steps, blocks, backend = (2, 2, "eager") if arguments.quick else (20, arguments.blocks, "inductor")
+    size = arguments.batch_size or task.size
+    batches = [task.batch(size) for _ in range(steps)]
+    if device.type == "cuda":
+        batches = [(inputs.pin_memory(), targets.pin_memory()) for inputs, targets in batches]
+    parameters = sum(parameter.numel() for parameter in task.make().parameters())
+    title = f"{task.name}, {parameters:,} parameters, batches of {size}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("numbers", "compiled", "channels_last"):
+        table.add_column(heading)
+    for heading in ("Trainer", "by hand", "ratio", "half of the blocks", "goal"):
+        table.add_column(heading, justify="right")
+    for heading in ("waits/step", "by hand", "goal", "memory", "by hand"):
+        table.add_column(heading, justify="right")
+    for setting in settings(task):
+        table.add_row(*Race(task, setting, device, batches, backend).row(blocks))
+    Console(width=150).print(table)
+    print(f"medians of {blocks} blocks of {steps} steps")
 
 
 def main() -> None:
-    """Race in each number format, compiled and not, and print a table."""
+    """Race on every task, and say on what."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"batch_size": 256, "width": 64, "blocks": 20}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="[cuda]; cpu shows only that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny nets and few steps, traced where others compile")
+    parser.add_argument("--tasks", nargs="+", choices=[*tasks(True)], default=[*tasks(True)], help="[all]")
+    parser.add_argument("--blocks", type=int, default=15, help="how often each has its turn [15]")
+    parser.add_argument("--batch_size", type=int, help="[64]")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         print("no GPU: skipped")
         return
     warnings.simplefilter("ignore")
-    size = arguments.batch_size
-    batches = [(torch.randn(size, *SHAPE).pin_memory(), torch.randint(10, (size,)).pin_memory()) for _ in range(BLOCK)]
-    table = Table(title=f"StandardNet, width {arguments.width}, batches of {size}", title_justify="left")
-    for heading in ("precision", "compiled", "Trainer", "by hand", "ratio", "half of the blocks", "goal", "memory"):
-        table.add_column(heading, justify="left" if heading in ("precision", "compiled") else "right")
-    table.add_column("by hand", justify="right")
-    for precision in FORMATS:
-        for compiled in (False, True):
-            table.add_row(*race(precision, compiled, batches, arguments))
-    Console(width=130).print(table)
-    device = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    print(f"torch {torch.__version__}, {device}, medians of blocks of {BLOCK} steps")
+    # For both of them: float32 is TF32, and cuDNN takes the fastest kernels.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(arguments.device, 0) if arguments.device == "cuda" else torch.device("cpu")
+    for name in arguments.tasks:
+        measure(tasks(arguments.quick)[name], device, arguments)
+    machine = f"{platform.machine()} CPU"
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    print(f"torch {torch.__version__}, {machine}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import engine
 from data import DInterface
@@ -50,15 +52,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 def run(command: str, arguments: Any, report: Report | None = None) -> dict[str, float]:
     """Build data and model, and run one command on them."""
     engine.seed_everything(arguments.seed)
+    torch.set_float32_matmul_precision(arguments.matmul_precision)
     data = DInterface(**constructor_arguments(DInterface, arguments))
     # With a checkpoint, all weights come from there.
     start = {} if arguments.ckpt_path in (None, "auto") else {"pretrained": None}
     model = MInterface(**constructor_arguments(MInterface, arguments) | start)
     if command == "fit":
         return fit(model, data, arguments, report or Report(arguments, watch=arguments.report))
-    others: dict[str, Any] = {"search": search, "predict": predict, "export": export}
-    result: dict[str, float] = others.get(command, partial(evaluate, command))(model, data, arguments)
-    return result
+    others: dict[str, Callable[..., dict[str, float]]] = {"search": search, "predict": predict, "export": export}
+    return others.get(command, partial(evaluate, command))(model, data, arguments)
 
 
 def fit(model: MInterface, data: DInterface, arguments: Any, report: Report) -> dict[str, float]:

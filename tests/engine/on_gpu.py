@@ -25,15 +25,17 @@ LOG_EVERY = 5
 class Stripes(engine.Module):
     """Tells images with horizontal stripes from those with vertical ones."""
 
-    def __init__(self, compiled: bool = False) -> None:
+    def __init__(self, compiled: bool = False, channels_last: bool = False, fused: bool | None = None) -> None:
         super().__init__()
-        self.compiled = compiled
+        self.compiled, self.channels_last, self.fused = compiled, channels_last, fused
         self.net = nn.Sequential(
             *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(32, 2)),
         )
 
     def configure_model(self) -> None:
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last)
         if self.compiled:
             self.net.compile()
 
@@ -48,7 +50,7 @@ class Stripes(engine.Module):
         self.log("val_loss", nn.functional.cross_entropy(self.net(images), labels), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01, fused=self.fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.01 * step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

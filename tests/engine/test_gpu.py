@@ -62,6 +62,51 @@ def test_steps_between_log_steps_do_not_wait_for_the_gpu(options: dict[str, Any]
 
 
 @gpu_only
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_fused_optimizers_clip_and_skip_without_waiting_for_the_gpu(precision: str) -> None:
+    """Also under fp16, where an optimizer that is not fused asks in each step whether gradients are finite."""
+    watch = NoWaiting()
+    options = {"gradient_clip_val": 0.5, "enable_progress_bar": True, "max_epochs": 6, "precision": precision}
+    assert learned(train(Stripes(fused=True), callbacks=[watch], **options))
+    assert watch.watched > 10
+
+
+@gpu_only
+def test_fp16_with_a_fused_optimizer_has_the_losses_of_one_that_is_not() -> None:
+    losses = []
+    for fused in (True, False):
+        engine.seed_everything(2)
+        model = Stripes(fused=fused)
+        model.net[5].p = 0.0
+        losses.append(train(model, precision="16-mixed", gradient_clip_val=0.5, max_epochs=2))
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+@gpu_only
+def test_a_fused_run_goes_on_to_the_same_weights() -> None:
+    engine.seed_everything(2)
+    whole = Stripes(fused=True)
+    train(whole, precision="16-mixed", gradient_clip_val=0.5)
+    again = Stripes(fused=True)
+    train(again, "c/epoch=1.ckpt", precision="16-mixed", gradient_clip_val=0.5)
+    assert torch.allclose(weights(whole), weights(again), atol=1e-3)
+
+
+@gpu_only
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}], ids=str)
+def test_channels_last_trains_to_the_same_losses_without_waiting(options: dict[str, Any]) -> None:
+    losses = []
+    for channels_last in (False, True):
+        engine.seed_everything(2)
+        watch = NoWaiting()
+        model = Stripes(channels_last=channels_last, fused=True)
+        model.net[5].p = 0.0
+        losses.append(train(model, callbacks=[watch], **options))
+        assert watch.watched > 10
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
+@gpu_only
 def test_a_step_that_waits_is_found() -> None:
     class Waits(Stripes):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -284,7 +284,11 @@ def restore_running(t: Trainer, path: Path, loaded: Checkpoint) -> None:
     with fitting(path, "gradients"):
         parameters = dict(t.module.named_parameters())
         for name, gradient in elastic.gradients(t, loaded["gradients"]).items():
-            parameters[name].grad = as_like(gradient.to(parameters[name]), parameters[name])
+            own = parameters[name]
+            own.grad = as_like(gradient.to(own), own)
+            if own.grad.layout is torch.strided and own.grad.stride() != own.stride():
+                # Saved with another memory format, which fused optimizers would not notice.
+                own.grad = torch.empty_like(own).copy_(own.grad)
     with fitting(path, "loaders"):
         if rank < len(loaded["loaders"]):
             t.loaders.train().load_state_dict(loaded["loaders"][rank])

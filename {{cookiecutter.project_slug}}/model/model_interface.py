@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import engine
+from utils.acceleration import accelerate
 from utils.batches import SoftLabels, TargetScale, check_labels, describe_data, explain, pair, take_description
 from utils.fine_tuning import freeze, load_pretrained
 from utils.losses import activate, align, build_losses
@@ -22,8 +23,7 @@ Schedule = Literal["constant", "cosine", "step", "multistep", "exponential", "on
 class MInterface(engine.Module):
     """Trains a net of `model/`.
 
-    Override `configure_loss`, `configure_metrics`, `configure_optimizers` or the steps where the arguments do not
-    reach.
+    Override `configure_loss`, `configure_metrics`, `configure_optimizers` or the steps where arguments do not reach.
 
     Args:
         model_name: Name of the net: a file in model/.
@@ -49,6 +49,7 @@ class MInterface(engine.Module):
         freeze: Parts of the net to leave as they are: prefixes of parameter names; or all_but and the parts to train.
         pretrained: Weights to start from: a checkpoint, a file; for torchvision_net also DEFAULT (downloads).
         compile: Compile the net, which takes a while at the start; checkpoints stay the same.
+        channels_last: Keep the channels of a pixel side by side in memory, which convolutions on GPUs are faster with.
         model: Arguments of the net.
     """
 
@@ -80,6 +81,7 @@ class MInterface(engine.Module):
         freeze: list[str] | None = None,
         pretrained: str | None = None,
         compile: bool = False,
+        channels_last: bool = False,
         model: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -108,9 +110,7 @@ class MInterface(engine.Module):
         if given["pretrained"] is not None and self._trainer is not None:
             load_pretrained(self.net, given["pretrained"])
         self.frozen = freeze(self.net, given["freeze"]) if given["freeze"] else []
-        if given["compile"]:
-            # In place: a module around the net would put its name before those of the weights.
-            self.net.compile()
+        accelerate(self.net, given["channels_last"], given["compile"], sharded=self.device_mesh is not None)
 
     def configure_loss(self) -> nn.Module:
         """A module that takes outputs and targets, as `align` gives them, and returns the loss."""

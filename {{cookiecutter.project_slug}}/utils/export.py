@@ -124,8 +124,8 @@ def _load(model: Any, checkpoint: Path) -> dict[str, Any]:
     else:
         # Lightning goes by the name of engine.
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    # What is compiled cannot be exported.
-    model.hparams["compile"] = False
+    # What is compiled cannot be exported, and the memory format is up to whoever runs it.
+    model.hparams.update(compile=False, channels_last=False)
     model.configure_model()
     try:
         model.on_load_checkpoint(content)

@@ -144,6 +144,11 @@ def add_run(group: Any) -> None:
     text, number, true = str | None, int | None, bool
     flags: dict[str, tuple[Any, Any, str]] = {
         "seed": (int, 42, "seed of all random numbers [42]"),
+        "matmul_precision": (
+            Literal["highest", "high", "medium"],
+            "highest",
+            "of float32 matrices on GPUs: high and medium multiply them in TF32, which is faster [highest]",
+        ),
         "ckpt_path": (
             text,
             None,

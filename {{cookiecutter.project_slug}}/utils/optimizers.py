@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import LBFGS, Optimizer, lr_scheduler
 
 from engine import MisconfigurationException
+from utils.fast_steps import FORMS, faster_form, keep_form
 from utils.fine_tuning import within
 from utils.registry import classes, construct, pick
 
@@ -38,7 +39,8 @@ def build_optimizer(
     """An optimizer for those parameters of a net that are to be trained.
 
     Parameters with fewer than two dimensions (biases, scales of norms) are not decayed, as is usual since "Bag of
-    Tricks for Image Classification" (He et al. 2018).
+    Tricks for Image Classification" (He et al. 2018). Where a form of it is faster and as exact, that one is taken
+    (see `utils.fast_steps`), unless the arguments choose.
 
     Args:
         net: The net.
@@ -65,7 +67,11 @@ def build_optimizer(
     if weight_decay and "weight_decay" not in inspect.signature(cls).parameters:
         raise MisconfigurationException(f"--optimizer {name} knows no weight decay; give --weight_decay 0")
     groups = _parameter_groups(net, lr, weight_decay, lr_scales or {})
-    optimizer: Optimizer = construct(cls, arguments, f"--optimizer {name}", params=groups, lr=lr)
+    if cls is LBFGS and not all(parameter.is_contiguous() for group in groups for parameter in group["params"]):
+        raise MisconfigurationException("--optimizer LBFGS takes weights in torch's usual format: no --channels_last")
+    chosen = {} if arguments.keys() & {*FORMS, "differentiable"} else faster_form(cls, groups)
+    optimizer: Optimizer = construct(cls, {**arguments, **chosen}, f"--optimizer {name}", params=groups, lr=lr)
+    keep_form(optimizer)
     _try(net, cls, arguments, max(optimizer.param_groups, key=lambda group: float(group["lr"])))
     return optimizer
 
