@@ -1,7 +1,4 @@
-"""One contender: a process that trains by blocks of steps, whenever the driver (`race.py`) gives it its turn.
-
-python contender.py '{"name": "bare", ...}' READ WRITE    with two file descriptors of the driver
-"""
+"""One contender: a process that trains by blocks of steps, whenever the driver (`race.py`) gives it its turn."""
 
 from __future__ import annotations
 

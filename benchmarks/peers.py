@@ -1,7 +1,4 @@
-"""The peers that are raced, each in a virtual environment of its own, which shares torch with ours.
-
-python benchmarks/peers.py    installs what is missing
-"""
+"""The peers that are raced, each in a virtual environment of its own, which shares torch with ours."""
 
 from __future__ import annotations
 
