@@ -13,13 +13,17 @@ import socket
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import epochs
 import torch
 import work
+from model.standard_net import StandardNet
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Turn:
@@ -33,7 +37,7 @@ class Turn:
     def __init__(self, descriptor: int, counted: int | None = None) -> None:
         self.line = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
         self.counted, self.blocks, self.begin = counted, -1, 0.0
-        self.counter = Counter()
+        self.counter = CallCounter()
 
     def border(self) -> None:
         """Tell what the block that is over has cost, and wait for the next turn."""
@@ -54,7 +58,7 @@ class Turn:
         self.line.flush()
 
 
-class Counter:
+class CallCounter:
     """Counts Python calls, and the frames between where a contender enters a library and where that enters its step.
 
     Attributes:
@@ -101,7 +105,43 @@ def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any
     return {"calls": turn.counter.calls / size, "frames": turn.counter.frames}
 
 
-KINDS: dict[str, Callable[[Any, argparse.Namespace, Turn], dict[str, Any]]] = {"steps": steps}
+def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
+    """Train and validate; an epoch is a block."""
+    done = watch(StandardNet)
+    task = epochs.make_epochs(
+        options.task, options.blocks, options.folder, turn.border, options.samples, options.variant
+    )
+    accuracy = module.epochs(task)
+    turn.border()
+    return {**done, "accuracy": accuracy}
+
+
+def watch(net: type[torch.nn.Module]) -> Counter[str]:
+    """Count optimizer steps, and samples that nets of a class see in training and in evaluation."""
+    done: Counter[str] = Counter()
+    forward = net.forward
+
+    def count_samples(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        done["trained" if self.training else "validated"] += len(images)
+        return forward(self, images)
+
+    def count_steps(*_: Any) -> None:
+        done["steps"] += 1
+
+    net.forward = count_samples
+    register_optimizer_step_post_hook(count_steps)
+    return done
+
+
+def until_first_step(module: str, variant: str) -> None:
+    """Train as if for long; whoever measures the start ends the process at the first step."""
+    torch.set_num_threads(1)
+    batches = work.Blocks(work.digits(4), 1, lambda: None)
+    chosen = work.make_work(work.TASKS["standard_net"], batches, Path.cwd(), variant=variant)
+    importlib.import_module(module).train(chosen)
+
+
+KINDS: dict[str, Callable[[Any, argparse.Namespace, Turn], dict[str, Any]]] = {"steps": steps, "epochs": train_epochs}
 
 
 def main() -> None:
@@ -117,6 +157,7 @@ def main() -> None:
     parser.add_argument("--realistic", action="store_true")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--counted", type=int)
+    parser.add_argument("--samples", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

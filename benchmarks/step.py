@@ -104,19 +104,21 @@ def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, steps:
     return result
 
 
-def against(racer: Racer, other: Racer) -> list[float]:
-    """Ratios of CPU time, round by round."""
-    return [lap.cpu / reference.cpu for lap, reference in zip(racer.laps, other.laps, strict=True)]
+def against(racer: Racer, other: Racer, clock: str = "cpu") -> list[float]:
+    """Ratios of a time, "cpu" or "wall", round by round."""
+    return [getattr(lap, clock) / getattr(by, clock) for lap, by in zip(racer.laps, other.laps, strict=True)]
 
 
-def add_fastest_peer(result: Table, racing: Sequence[Racer], ratios: dict[str, list[float]]) -> None:
+def add_fastest_peer(
+    result: Table, racing: Sequence[Racer], ratios: dict[str, list[float]], clock: str = "cpu"
+) -> None:
     """A line that compares this Trainer with the fastest peer; none without peers."""
     peers = [racer for racer in racing if not racer.name.startswith(BARE) and racer.name != OURS]
     ours = next((racer for racer in racing if racer.name == OURS), None)
     if not peers or ours is None:
         return
     fastest = min(peers, key=lambda racer: statistics.median(ratios[racer.name]))
-    compared = against(ours, fastest)
+    compared = against(ours, fastest, clock)
     name = f"{OURS} / fastest peer ({fastest.name})"
     result.add(name, ratio_cells(compared), round(statistics.median(compared), 3), Goal(1.0))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
+from epochs import Epochs
 from torch import nn
 from work import LOG_EVERY, Work
 
@@ -41,3 +43,30 @@ def train_and_tell(work: Work) -> None:
         if step % work.save_every == 0:
             accelerator.save_state(str(work.folder / "last"))
     accelerator.end_training()
+
+
+def epochs(work: Epochs) -> float:
+    """Training and validation; returns the accuracy."""
+    from torchmetrics.classification import MulticlassAccuracy
+
+    accelerator = Accelerator(cpu=True)
+    optimizer = work.optimizer(work.net.parameters())
+    net, optimizer, train, val = accelerator.prepare(work.net, optimizer, work.train, work.val)
+    accuracy = MulticlassAccuracy(10, average="micro")
+    for _ in range(work.epochs):
+        net.train()
+        for images, labels in train:
+            loss = nn.functional.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+        net.eval()
+        accuracy.reset()
+        total = torch.zeros(())
+        with torch.no_grad():
+            for images, labels in val:
+                scores = net(images)
+                total += nn.functional.cross_entropy(scores, labels) * len(labels)
+                accuracy.update(*accelerator.gather_for_metrics((scores, labels)))
+        result = accuracy.compute().item()
+    return result

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from epochs import Epochs
 from torch import nn
-from work import LOG_EVERY, Work
+from torch.utils.data import DataLoader, Subset
+from work import BATCH_SIZE, LOG_EVERY, Work
 
 
 def train(work: Work) -> None:
@@ -47,3 +49,40 @@ def save(work: Any, optimizer: torch.optim.Optimizer) -> None:
     """Write a checkpoint."""
     state = {"net": work.net.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, work.folder / "last.ckpt")
+
+
+def epochs(work: Epochs) -> float:
+    """Training and validation; returns the accuracy."""
+    from torchmetrics.classification import MulticlassAccuracy
+
+    net, optimizer = work.net, work.optimizer(work.net.parameters())
+    train = per_sample(work) if work.variant == "per sample" else work.train
+    accuracy = MulticlassAccuracy(10, average="micro")
+    for _ in range(work.epochs):
+        net.train()
+        for images, labels in train:
+            loss = nn.functional.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        net.eval()
+        accuracy.reset()
+        total = torch.zeros(())
+        with torch.no_grad():
+            for images, labels in work.val:
+                scores = net(images)
+                total += nn.functional.cross_entropy(scores, labels) * len(labels)
+                accuracy.update(scores, labels)
+        result = accuracy.compute().item()
+    return result
+
+
+def per_sample(work: Epochs) -> DataLoader[Any]:
+    """The same training images as torchvision's examples read them: one by one, through a chain of transforms."""
+    from torchvision.datasets import MNIST
+    from torchvision.transforms import v2
+
+    convert = [v2.RandomCrop(28, padding=3), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    source = MNIST(work.task.data["data"]["root"], transform=v2.Compose(convert))
+    order = work.train.sampler
+    return DataLoader(Subset(source, range(len(order))), BATCH_SIZE, sampler=order)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ignite.engine import Engine, Events
+from epochs import Epochs
+from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
 from ignite.handlers import Checkpoint, ProgressBar, TensorboardLogger
+from ignite.metrics import Accuracy, Loss
 from torch import nn
 from work import LOG_EVERY, Batch, Work
 
@@ -31,3 +33,13 @@ def train(work: Work) -> None:
         event, loss = Events.ITERATION_COMPLETED(every=LOG_EVERY), {"output_transform": lambda loss: {"loss": loss}}
         logger.attach_output_handler(trainer, event, tag="train", **loss)
         trainer.run(work.batches, max_epochs=1)
+
+
+def epochs(work: Epochs) -> float:
+    """Training and validation; returns the accuracy."""
+    optimizer, loss = work.optimizer(work.net.parameters()), nn.CrossEntropyLoss()
+    trainer = create_supervised_trainer(work.net, optimizer, loss)
+    evaluator = create_supervised_evaluator(work.net, {"accuracy": Accuracy(), "loss": Loss(loss)})
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(work.val))
+    trainer.run(work.train, max_epochs=work.epochs)
+    return float(evaluator.state.metrics["accuracy"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import engine
 import torch
+from epochs import Epochs
 from torch import Tensor, nn
 from work import Batch, Work
 
@@ -46,3 +47,30 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+
+
+class AtEpochs(engine.Callback):
+    """Tells when an epoch starts."""
+
+    def __init__(self, work: Epochs) -> None:
+        self.border = work.border
+
+    def on_train_epoch_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
+        """Tell it."""
+        self.border()
+
+
+def epochs(work: Epochs) -> float:
+    """Training and validation as a generated project does it; returns the accuracy."""
+    from data import DInterface
+    from model import MInterface
+
+    data = DInterface(**work.task.data, num_workers=0)
+    model = MInterface(lr=1e-3, lr_schedule="constant", model=work.task.model)
+    limits = {"limit_train_batches": len(work.train), "limit_val_batches": len(work.val)} if work.samples else {}
+    trainer = engine.Trainer(
+        accelerator="cpu", max_epochs=work.epochs, callbacks=[AtEpochs(work)], num_sanity_val_steps=0, **limits, **QUIET
+    )
+    engine.seed_everything(0)
+    trainer.fit(model, datamodule=data)
+    return trainer.callback_metrics["val_acc"].item()
