@@ -45,7 +45,8 @@ def make(environment: str) -> None:
     venv.create(folder, clear=True, with_pip=True)
     # Packages of a folder that is named in a .pth file count as installed, for pip, too.
     [site] = folder.glob("lib/python*/site-packages")
-    (site / "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    shared = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    (site / "shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
     command = [str(python_of(environment)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, *packages], check=True)
     (folder / ".installed").touch()
