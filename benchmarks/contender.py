@@ -125,8 +125,9 @@ def watch(net: type[torch.nn.Module]) -> Counter[str]:
         done["trained" if self.training else "validated"] += len(images)
         return forward(self, images)
 
-    def count_steps(*_: Any) -> None:
-        done["steps"] += 1
+    def count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A project tries its optimizer before there are gradients.
+        done["steps"] += any(p.grad is not None for p in optimizer.param_groups[0]["params"])
 
     net.forward = count_samples
     register_optimizer_step_post_hook(count_steps)

@@ -21,12 +21,16 @@ from tables import Goal, Table, ratio_cells, record
 from turns import ALONE, HERE
 from work import PROJECT
 
-# Ends the process as soon as an optimizer has stepped, and says so by its exit code.
+# Ends the process as soon as an optimizer has stepped, and says so by its exit code. A project tries its optimizer
+# before there are gradients, which is no step.
 STEPPED = 17
 UNTIL_FIRST_STEP = f"""
 import os, runpy, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
-register_optimizer_step_post_hook(lambda *_: os._exit({STEPPED}))
+def end(optimizer, *_):
+    if any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
+        os._exit({STEPPED})
+register_optimizer_step_post_hook(end)
 """
 
 
