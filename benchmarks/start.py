@@ -22,13 +22,13 @@ from turns import ALONE, HERE
 from work import PROJECT
 
 # Ends the process as soon as an optimizer has stepped, and says so by its exit code. A project tries its optimizer
-# before there are gradients, which is no step.
+# on a parameter of its own first, which is no step.
 STEPPED = 17
 UNTIL_FIRST_STEP = f"""
 import os, runpy, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
 def end(optimizer, *_):
-    if any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
+    if sum(len(group["params"]) for group in optimizer.param_groups) > 1:
         os._exit({STEPPED})
 register_optimizer_step_post_hook(end)
 """
