@@ -18,7 +18,7 @@ help:
 	@echo "make test-all run the long ones, too: many processes that are started and killed"
 	@echo "make lint     check style and types"
 	@echo "make chaos    kill training runs over 100 times, and check that they end as if nobody had"
-	@echo "make bench    measure what reading, checkpoints, reports, two processes and a GPU cost"
+	@echo "make bench    race the Trainer against a loop written by hand and against its peers; PUBLISH=1 renews docs/speed.md"
 	@echo "make picture  take the pictures of make demo and its report that the README shows (needs Chromium)"
 	@echo "make clean    remove everything that the other targets made"
 	@echo "Further arguments: make demo ARGS='--max_epochs 3', make test ARGS='-x -k generation'"
@@ -42,12 +42,9 @@ lint: $(STAMP)
 	.venv/bin/python -m mypy
 	cd '$(TEMPLATE)' && ../.venv/bin/python -m mypy
 
+# The peers get environments of their own below build/peers, which this makes once. PUBLISH=1 renews docs/speed.md.
 bench: $(STAMP)
-	.venv/bin/python benchmarks/saving.py $(ARGS)
-	.venv/bin/python benchmarks/loader.py
-	.venv/bin/python benchmarks/report.py
-	.venv/bin/python benchmarks/ddp.py
-	.venv/bin/python benchmarks/gpu.py
+	.venv/bin/python benchmarks/run.py $(if $(PUBLISH),--publish) $(ARGS)
 
 chaos: $(STAMP)
 	.venv/bin/python tools/chaos.py $(ARGS)

@@ -10,7 +10,6 @@ import argparse
 import csv
 import itertools
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,6 @@ from typing import TextIO
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}
 import engine
 from engine.loggers import CSVLogger
 from model.standard_net import StandardNet
+from tables import Goal, Table, ratio_cells, record
 
 # A block is what is run in one turn, and every how many steps is logged: the Trainer's default.
 PROCESSES, BLOCK = 2, 50
@@ -161,20 +159,20 @@ def measure(arguments: argparse.Namespace) -> None:
     torch.manual_seed(dist.get_rank())
     size = arguments.batch_size
     batches = [(torch.randn(size, 1, 8, 8), torch.randint(10, (size,))) for _ in range(BLOCK)]
-    table = Table(title=f"a step on {PROCESSES} processes, batches of {size}", title_justify="left")
-    for heading in ("net", "logs", "Trainer", "by hand", "ratio", "half of the blocks", "goal"):
-        table.add_column(heading, justify="left" if heading in ("net", "logs") else "right")
+    note = (
+        f"gloo, 1 thread each, medians of blocks of {BLOCK} steps; losses are averaged over both and logged after each."
+    )
+    table = Table(f"a step on {PROCESSES} processes, batches of {size}", "net", note, "ddp")
     for name, make, blocks in (("tiny", tiny, 5 * arguments.blocks), ("standard_net", standard, arguments.blocks)):
         for logs in (False, True):
             pairs = race(make, batches, logs, blocks)
             ours, theirs = (statistics.median(column) / BLOCK * 1e3 for column in zip(*pairs, strict=True))
-            low, ratio, high = statistics.quantiles([trainer / hand for trainer, hand in pairs], n=4)
-            figures = (f"{ours:.3f} ms", f"{theirs:.3f} ms", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}")
-            table.add_row(name, f"every {BLOCK} steps" if logs else "no", *figures, f"<= {GOAL}")
+            ratios = [trainer / hand for trainer, hand in pairs]
+            cells = {"Trainer": f"{ours:.3f} ms", "by hand": f"{theirs:.3f} ms", **ratio_cells(ratios)}
+            what = f"{name}, logged" if logs else name
+            table.add(what, cells, round(statistics.median(ratios), 3), Goal(GOAL))
     if dist.get_rank() == 0:
-        Console(width=110).print(table)
-        setting = f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread each, medians of blocks of {BLOCK} steps"
-        print(f"torch {torch.__version__}, gloo, {setting}")
+        record("ddp", [table])
     dist.destroy_process_group()
 
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import platform
-import statistics
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,10 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import mnist
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.transforms import v2
@@ -34,27 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}
 from data import DInterface
 from engine.data import prepare_loader
 from engine.reading import start_epoch
+from tables import Goal, Table, record, spread
 from utils.registry import build_dataset
-
-FOLDER = Path(__file__).parents[1] / "build" / "benchmarks"
 
 # The margin of torchvision_data: an eighth of the height.
 PADDING, GOAL = 3, 5.0
 Loader = Callable[[int], Iterable[Any]]
-
-
-def write_files(root: Path) -> None:
-    """60,000 training and 10,000 test images of noise, always the same, in the format of MNIST's own files."""
-    raw = root / "MNIST" / "raw"
-    if (raw / "t10k-labels-idx1-ubyte").is_file():
-        return
-    raw.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    for part, count in (("train", 60_000), ("t10k", 10_000)):
-        images = random.integers(256, size=(count, 28, 28), dtype=np.uint8)
-        labels = random.integers(10, size=count, dtype=np.uint8)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, *images.shape) + images.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
 
 
 def usual(root: Path, batch_size: int, workers: int) -> Loader:
@@ -90,12 +70,6 @@ def drain(loader: Loader, epoch: int, batches: int) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """The first quartile, the median and the third."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
 def main() -> None:
     """Drain all loaders in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,15 +78,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="[0 2]")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    write_files(FOLDER)
-    table = Table(title=f"batches of {arguments.batch_size}, drained", title_justify="left")
-    for heading in ("workers", "loader", "samples/s (quartiles)", "ratio to the usual (quartiles)", "goal"):
-        table.add_column(heading, justify="left" if heading == "loader" else "right")
+    folder = mnist.write()
+    note = (
+        f"Samples a second; {arguments.threads} thread(s); in brackets where half of the {arguments.repeats} turns lay."
+    )
+    title = "A drained loader of 60,000 images of 28 x 28, cropped and mirrored at random, batches of"
+    table = Table(f"{title} {arguments.batch_size}", "loader", note, "loader")
     for workers in arguments.workers:
-        loaders = {"usual": usual(FOLDER, arguments.batch_size, workers)}
-        loaders["ours"] = ours(FOLDER, arguments.batch_size, workers)
+        loaders = {"usual": usual(folder, arguments.batch_size, workers)}
+        loaders["ours"] = ours(folder, arguments.batch_size, workers)
         if not workers:
-            loaders["ours, --on_device (CPU)"] = ours(FOLDER, arguments.batch_size, 0, on_device=True)
+            loaders["ours, --on_device (CPU)"] = ours(folder, arguments.batch_size, 0, on_device=True)
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         for repeat in range(-1, arguments.repeats):
             for name, loader in loaders.items():
@@ -120,14 +96,16 @@ def main() -> None:
                 if repeat >= 0:  # before it, workers have started and files are open
                     speeds[name].append(speed)
         for name, found in speeds.items():
-            low, middle, high = quartiles(found)
-            row = [str(workers), name, f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"]
-            if name != "usual":
-                low, middle, high = quartiles([a / b for a, b in zip(found, speeds["usual"], strict=True)])
-                row += [f"{middle:.1f} ({low:.1f} to {high:.1f})", f">= {GOAL:g}"]
-            table.add_row(*row)
-    Console(width=120).print(table)
-    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} CPUs, {arguments.threads} thread(s)")
+            low, middle, high = spread(found)
+            cells = {"workers": str(workers), "samples/s": f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"}
+            if name == "usual":
+                table.add(name, cells)
+                continue
+            low, middle, high = spread([a / b for a, b in zip(found, speeds["usual"], strict=True)])
+            table.add(
+                name, {**cells, "ratio": f"{middle:.1f} ({low:.1f} to {high:.1f})"}, middle, Goal(GOAL, at_least=True)
+            )
+    record("loader", [table])
 
 
 if __name__ == "__main__":

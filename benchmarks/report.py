@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tables import Goal, Table, record
+
 MAIN = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}" / "main.py"
 GOAL = 3.0
 
@@ -35,10 +37,12 @@ def main() -> None:
     pairs = [(seconds("false"), seconds("true")) for _ in range(repeats)]
     without, with_report = (statistics.median(column) for column in zip(*pairs, strict=True))
     spread = [both - alone for alone, both in pairs]
-    print(f"default run without a report  {without:6.2f} s CPU")
-    print(f"default run with a report     {with_report:6.2f} s CPU")
-    print(f"the report                    {with_report - without:6.2f} s  ({min(spread):.2f} to {max(spread):.2f}; "
-          f"goal: under {GOAL:g})")  # fmt: skip
+    table = Table("what the report costs", "default run", f"CPU time, medians of {repeats} runs in turns.", "report")
+    table.add("without a report", {"CPU": f"{without:.2f} s"})
+    table.add("with a report", {"CPU": f"{with_report:.2f} s"})
+    cost = f"{with_report - without:.2f} s ({min(spread):.2f} to {max(spread):.2f})"
+    table.add("the report", {"CPU": cost}, round(with_report - without, 2), Goal(GOAL))
+    record("report", [table])
 
 
 if __name__ == "__main__":

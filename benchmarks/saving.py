@@ -7,7 +7,6 @@ stands still for a checkpoint, and which share of the wall time that is.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -26,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}
 
 import engine
 from engine.callbacks import ModelCheckpoint
+from tables import Goal, Table, record
 
 EVERY = 50
 WAYS: dict[str, dict[str, Any] | None] = {
@@ -114,16 +112,19 @@ def main() -> None:
     medians = {way: [statistics.median(column) for column in zip(*runs, strict=True)] for way, runs in results.items()}
     size, stall = medians["at once"][2], medians["at once"][1]
     saves = arguments.steps // EVERY
-    table = Table(title=f"a checkpoint of {size:.0f} MB every {EVERY} of {arguments.steps} steps", title_justify="left")
-    for heading in ("saving", "run", "each save stops it for", "share of the run", "of saving at once"):
-        table.add_column(heading, justify="left" if heading == "saving" else "right")
+    note = f"{arguments.threads} thread(s), medians of {arguments.repeats} runs."
+    title = f"a checkpoint of {size:.0f} MB every {EVERY} of {arguments.steps} steps"
+    table = Table(title, "saving", note, "saving")
     for way, (seconds, still, _) in medians.items():
-        row = (f"{still * 1000:.1f} ms", f"{still * saves / seconds:.2%}", f"{still / stall:.1%}")
-        table.add_row(way, f"{seconds:.1f} s", *(row if WAYS[way] is not None else ()))
-    Console(width=100).print(table)
-    print("goal: in the background under 10% of saving at once")
-    setting = f"{platform.machine()}, {arguments.threads} thread(s), medians of {arguments.repeats}"
-    print(f"torch {torch.__version__}, {setting}")
+        cells = {"run": f"{seconds:.1f} s"}
+        if WAYS[way] is not None:
+            cells |= {
+                "each save stops it for": f"{still * 1000:.1f} ms",
+                "share of the run": f"{still * saves / seconds:.2%}",
+            }
+            cells["of saving at once"] = f"{still / stall:.1%}"
+        table.add(way, cells, round(still / stall, 3), Goal(0.1) if way == "in the background" else None)
+    record("saving", [table])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""A process in which one contender does its work, block by block, whenever it is told to.
+
+`turns.py` starts it, and talks to it over a socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import socket
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import epochs
+import torch
+import work
+from model.standard_net import StandardNet
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class Turn:
+    """The contender's end of the line.
+
+    Args:
+        descriptor: The socket.
+        counted: Number of the block of which Python calls are counted instead of time; None to count none.
+    """
+
+    def __init__(self, descriptor: int, counted: int | None = None) -> None:
+        self.line = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
+        self.counted, self.blocks, self.begin = counted, -1, 0.0
+        self.counter = CallCounter()
+
+    def border(self) -> None:
+        """Tell what the block that is over has cost, and wait for the next turn."""
+        sys.setprofile(None)
+        # CPU time is of all threads since the start, so that what is done behind the loop's back counts, too.
+        lap = {"cpu": time.process_time(), "wall": time.perf_counter() - self.begin}
+        self.tell(lap)
+        if not self.line.readline():
+            os._exit(1)  # nobody is there any more
+        self.blocks += 1
+        self.begin = time.perf_counter()
+        if self.blocks == self.counted:
+            sys.setprofile(self.counter)
+
+    def tell(self, what: dict[str, Any]) -> None:
+        """Send a line."""
+        self.line.write(json.dumps(what) + "\n")
+        self.line.flush()
+
+
+class CallCounter:
+    """Counts Python calls, and the frames between where a contender enters a library and where that enters its step.
+
+    Attributes:
+        calls: Python functions that were called.
+        frames: Frames of libraries above the code that computes the loss; 0 where the loop is the user's own.
+    """
+
+    def __init__(self) -> None:
+        self.calls, self.frames = 0, 0
+        self.loss = torch.nn.functional.cross_entropy.__code__
+        self.own = str(Path(__file__).with_name("contenders"))
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        """For sys.setprofile."""
+        if event == "call":
+            self.calls += 1
+            if frame.f_code is self.loss:
+                self.frames = self._between(frame.f_back)
+
+    def _between(self, frame: FrameType | None) -> int:
+        """Frames that lie between the contender's own, apart from those by which torch calls a module."""
+        seen = 0
+        while frame is not None and not (frame.f_code.co_name == "train" and self._is_own(frame)):
+            seen += not self._is_own(frame) and frame.f_code.co_filename != torch.nn.modules.module.__file__
+            frame = frame.f_back
+        return seen
+
+    def _is_own(self, frame: FrameType) -> bool:
+        return frame.f_code.co_filename.startswith(self.own)
+
+
+def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
+    """Train on batches in memory."""
+    task = work.TASKS[options.task]
+    size = options.steps or task.steps
+    batches = work.Blocks(work.digits(size), options.blocks, turn.border)
+    # Where calls are counted, no block has a checkpoint.
+    save_every = size if options.counted is None else len(batches.loader) + 1
+    chosen = work.make_work(task, batches.loader, options.folder, options.realistic, save_every, options.variant)
+    batches.watch(chosen.net)
+    module.train(chosen)
+    sys.setprofile(None)
+    weights = torch.cat([p.detach().flatten() for p in chosen.net.parameters()])
+    torch.save(weights, options.folder / "weights.pt")
+    return {"calls": turn.counter.calls / size, "frames": turn.counter.frames}
+
+
+def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
+    """Train and validate; an epoch is a block."""
+    done = watch(StandardNet)
+    task = epochs.make_epochs(
+        options.task, options.blocks, options.folder, turn.border, options.samples, options.variant
+    )
+    accuracy = module.epochs(task)
+    turn.border()
+    return {**done, "accuracy": accuracy}
+
+
+def watch(net: type[torch.nn.Module]) -> Counter[str]:
+    """Count optimizer steps, and samples that nets of a class see in training and in evaluation."""
+    done: Counter[str] = Counter()
+    forward = net.forward
+
+    def count_samples(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        done["trained" if self.training else "validated"] += len(images)
+        return forward(self, images)
+
+    def count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A project tries its optimizer on a parameter of its own.
+        done["steps"] += sum(len(group["params"]) for group in optimizer.param_groups) > 1
+
+    net.forward = count_samples
+    register_optimizer_step_post_hook(count_steps)
+    return done
+
+
+def until_first_step(module: str, variant: str) -> None:
+    """Train as if for long; whoever measures the start ends the process at the first step."""
+    torch.set_num_threads(1)
+    batches = work.Blocks(work.digits(4), 1, lambda: None)
+    chosen = work.make_work(work.TASKS["standard_net"], batches.loader, Path.cwd(), variant=variant)
+    importlib.import_module(module).train(chosen)
+
+
+KINDS: dict[str, Callable[[Any, argparse.Namespace, Turn], dict[str, Any]]] = {"steps": steps, "epochs": train_epochs}
+
+
+def main() -> None:
+    """Do what the driver asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("module")
+    parser.add_argument("--descriptor", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--blocks", type=int, required=True)
+    parser.add_argument("--task", default="tiny")
+    parser.add_argument("--variant", default="")
+    parser.add_argument("--realistic", action="store_true")
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--counted", type=int)
+    parser.add_argument("--samples", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    turn = Turn(options.descriptor, options.counted)
+    end = KINDS[options.kind](importlib.import_module(options.module), options, turn)
+    turn.tell({"end": end})
+
+
+if __name__ == "__main__":
+    main()

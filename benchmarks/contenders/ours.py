@@ -1,0 +1,76 @@
+"""This Trainer."""
+
+from __future__ import annotations
+
+import engine
+import torch
+from epochs import Epochs
+from torch import Tensor, nn
+from work import Batch, Work
+
+
+class Training(engine.Module):
+    """A classification."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.net, self.optimizer, self.realistic = work.net, work.optimizer, work.realistic
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self.net(images), labels)
+        if self.realistic:
+            self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The task's."""
+        return self.optimizer(self.parameters())
+
+
+def train(work: Work) -> None:
+    """Steps on batches."""
+    if work.realistic:
+        from engine.callbacks import ModelCheckpoint
+
+        saver = ModelCheckpoint(every_n_train_steps=work.save_every)
+        trainer = engine.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=work.folder, callbacks=[saver])
+    else:
+        trainer = engine.Trainer(accelerator="cpu", max_epochs=1, **QUIET)
+    trainer.fit(Training(work), work.batches)
+
+
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class AtEpochs(engine.Callback):
+    """Tells when an epoch starts."""
+
+    def __init__(self, work: Epochs) -> None:
+        self.border = work.border
+
+    def on_train_epoch_start(self, trainer: engine.Trainer, pl_module: engine.Module) -> None:
+        """Tell it."""
+        self.border()
+
+
+def epochs(work: Epochs) -> float:
+    """Training and validation as a generated project does it; returns the accuracy."""
+    from data import DInterface
+    from model import MInterface
+
+    data = DInterface(**work.task.data, num_workers=0)
+    model = MInterface(lr=1e-3, lr_schedule="constant", model=work.task.model)
+    limits = {"limit_train_batches": len(work.train), "limit_val_batches": len(work.val)} if work.samples else {}
+    trainer = engine.Trainer(
+        accelerator="cpu", max_epochs=work.epochs, callbacks=[AtEpochs(work)], num_sanity_val_steps=0, **limits, **QUIET
+    )
+    engine.seed_everything(0)
+    trainer.fit(model, datamodule=data)
+    return trainer.callback_metrics["val_acc"].item()

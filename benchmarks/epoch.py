@@ -1,0 +1,88 @@
+"""What an epoch costs: wall time of training and of validation with loss and accuracy.
+
+All train the same net on the same samples with the same loader, on one thread, and take turns, epoch by epoch. This
+Trainer does what a generated project does: DInterface, MInterface, metrics by name. Two tasks: the digits that come
+with it, and 60,000 images of 28 x 28 pixels in MNIST's file format, which the loop by hand
+also reads the usual way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import mnist
+from contenders import BARE, Contender
+from epochs import TASKS
+from step import add_fastest_peer, against, choose
+from tables import Table, ratio_cells, record
+from turns import Racer, race, racers
+
+PER_SAMPLE = f"{BARE}, images read one by one"
+# Rounds, and training samples (0: all).
+SIZES = {"digits": (7, 0), "mnist": (3, 20_000)}
+
+
+def check_same_work(racing: Sequence[Racer]) -> None:
+    """Compare steps, samples and accuracy.
+
+    Raises:
+        RuntimeError: Somebody has done other work than the loop written by hand, or did not learn as much.
+    """
+    done = racing[0].end
+    for racer in racing:
+        other = [
+            f"{n}: {racer.end[n]}, not {done[n]}" for n in ("steps", "trained", "validated") if racer.end[n] != done[n]
+        ]
+        if abs(racer.end["accuracy"] - done["accuracy"]) > 0.1:
+            other.append(f"accuracy {racer.end['accuracy']:.3f}, not about {done['accuracy']:.3f}")
+        if other:
+            raise RuntimeError(f"{racer.name} has not done the same work as the {BARE}; {'; '.join(other)}")
+
+
+def table(task: str, chosen: Sequence[Contender], rounds: int, samples: int) -> Table:
+    """Race on a task."""
+    some = f", {samples:,} of the samples" if samples else ""
+    title = f"an epoch of {task}: {TASKS[task].about}{some}"
+    note = f"Training and validation, wall time, medians of {rounds} rounds; accuracy after {rounds + 1} epochs."
+    result = Table(title, "contender", note, f"epoch/{task}")
+    words = ["--blocks", str(rounds + 1), "--task", task, "--samples", str(samples)]
+    entries = [(contender, words) for contender in chosen]
+    if task == "mnist":
+        entries.insert(1, (chosen[0]._replace(name=PER_SAMPLE, variant="per sample"), words))
+    with racers(entries, "epochs") as racing:
+        race(racing, rounds + 1)
+        check_same_work(racing)
+        ratios = {}
+        for racer in racing:
+            ratios[racer.name] = against(racer, racing[0], "wall")
+            cpu, seconds = (statistics.median(column) for column in zip(*racer.laps, strict=True))
+            cells = {"wall": f"{seconds:.2f} s", "CPU": f"{cpu:.2f} s", **ratio_cells(ratios[racer.name])}
+            cells["accuracy"] = f"{racer.end['accuracy']:.3f}"
+            result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3))
+        add_fastest_peer(result, racing, ratios, "wall")
+    return result
+
+
+def main() -> None:
+    """Race on both tasks, and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one epoch of the digits, without peers")
+    parser.add_argument("--samples", type=int, help="training samples of the larger set; 0 for all [20000]")
+    parser.add_argument("--rounds", type=int, help="epochs of each")
+    arguments = parser.parse_args()
+    chosen = choose(arguments.quick)
+    if arguments.quick:
+        record("epoch", [table("digits", chosen, 1, 0)])
+        return
+    mnist.write()
+    results = []
+    for task, (rounds, samples) in SIZES.items():
+        given = arguments.samples if task == "mnist" and arguments.samples is not None else samples
+        results.append(table(task, chosen, arguments.rounds or rounds, given))
+    record("epoch", results)
+
+
+if __name__ == "__main__":
+    main()

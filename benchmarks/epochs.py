@@ -1,0 +1,108 @@
+"""What a contender of the epoch race is handed: the net, the loaders, and the counts that show what it has done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mnist
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Sampler, Subset
+from work import BATCH_SIZE, adamw
+
+
+class EpochTask(NamedTuple):
+    """Training and validation on a dataset of the project, in the splits that the project makes of it.
+
+    Attributes:
+        data: Arguments of DInterface.
+        model: Arguments of the net, which is the standard one.
+        about: What to say of it.
+    """
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    about: str
+
+
+MNIST = {"dataset": "torchvision_data", "data": {"name": "MNIST", "root": str(mnist.FOLDER)}}
+TASKS = {
+    "digits": EpochTask({}, {}, "the default task: 8 x 8 digits, moved at random; the standard net"),
+    "mnist": EpochTask(MNIST, {"width": 4}, "28 x 28 digits in MNIST's format, cropped at random; width 4"),
+}
+
+
+class Order(Sampler[int]):
+    """All indices in an order that depends on the epoch alone.
+
+    Args:
+        size: How many.
+        border: Called at the start of each epoch.
+    """
+
+    def __init__(self, size: int, border: Callable[[], None]) -> None:
+        self.size, self.border, self.epoch = size, border, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        self.border()
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.epoch))
+        self.epoch += 1
+        yield from order.tolist()
+
+
+@dataclass
+class Epochs:
+    """What to train.
+
+    Attributes:
+        task: Which task.
+        net: The net.
+        optimizer: Makes its optimizer.
+        train: Batches of an epoch, read in this process.
+        val: Batches to validate on.
+        epochs: How many epochs, with loss and accuracy on the validation batches after each.
+        folder: For files.
+        border: For contenders that make their loaders by themselves: to be called at the start of each epoch.
+        samples: Samples of the training set; the validation set has a tenth. 0 for all.
+        variant: Which way, where there are several.
+    """
+
+    task: EpochTask
+    net: nn.Module
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    train: DataLoader[Any]
+    val: DataLoader[Any]
+    epochs: int
+    folder: Path
+    border: Callable[[], None]
+    samples: int
+    variant: str
+
+
+def make_epochs(
+    name: str, epochs: int, folder: Path, border: Callable[[], None], samples: int = 0, variant: str = ""
+) -> Epochs:
+    """The same for everyone: weights, samples, their order, and the loader's code."""
+    from data import DInterface
+    from model.standard_net import StandardNet
+
+    task = TASKS[name]
+    data = DInterface(**task.data, num_workers=0)
+    data.setup("fit")
+    [train], [val] = (data.sets[split].values() for split in ("train", "val"))
+    train, val = shortened(train, samples), shortened(val, samples // 10)
+    loaders = DataLoader(train, BATCH_SIZE, sampler=Order(len(train), border)), DataLoader(val, BATCH_SIZE)
+    torch.manual_seed(0)
+    net = StandardNet(10, tuple(val[0][0].shape), **task.model)
+    return Epochs(task, net, adamw, *loaders, epochs, folder, border, samples, variant)
+
+
+def shortened(dataset: Any, samples: int) -> Any:
+    """The first samples of a dataset, still read in batches."""
+    return Subset(dataset, range(samples)) if samples else dataset

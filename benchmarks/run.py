@@ -1,0 +1,93 @@
+"""All benchmarks, one after the other, and what they found as one page: build/bench/results.md, and a plot.
+
+Each part also runs by itself: `python benchmarks/step.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import environments
+from figure import draw
+from tables import RESULTS, commit, machine, recorded
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "speed.md"
+PICTURE = HERE.parent / "docs" / "images" / "speed.png"
+BEGIN, END = "<!-- tables: written by make bench -->", "<!-- end of tables -->"
+# In this order. The first ones can be quick; those that print without recording are left out of the page.
+QUICK = ("step", "epoch", "start", "scale")
+PARTS = (*QUICK, "loader", "ddp", "gpu", "saving", "report")
+
+
+def page(parts: list[str]) -> str:
+    """Everything that was recorded, as Markdown."""
+    tables = [table.markdown() for part in parts for table in recorded(part)]
+    return "\n".join([setting(), *tables])
+
+
+def setting() -> str:
+    """Machine, versions and date, as a sentence."""
+    peers = ", ".join(f"{name} {version}" for name, version in environments.versions().items())
+    when = f"commit {commit() or 'unknown'}, {time.strftime('%Y-%m-%d')}"
+    return f"{machine()}; {peers or 'no peers'}; {when}.\n"
+
+
+def publish(text: str, page_path: Path = PAGE) -> None:
+    """Put the tables between the marks of the page, and the plot beside it.
+
+    Raises:
+        SystemExit: The page has lost its marks.
+    """
+    old = page_path.read_text(encoding="utf-8")
+    marked = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+    new, count = marked.subn(lambda match: f"{match[1]}\n{text}\n{match[2]}", old)
+    if count != 1:
+        raise SystemExit(f"error: {page_path} has not once the lines {BEGIN} and {END}; put them where tables belong")
+    page_path.write_text(new, encoding="utf-8")
+
+
+def main() -> None:
+    """Run the parts, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="short and without peers: shows that everything runs")
+    parser.add_argument("--publish", action="store_true", help="copy tables and plot into docs/")
+    arguments = parser.parse_args()
+    chosen = [part for part in arguments.only or PARTS if (HERE / f"{part}.py").is_file()]
+    if arguments.quick:
+        chosen = [part for part in chosen if part in QUICK]
+    failed = []
+    for part in chosen:
+        (RESULTS / f"{part}.json").unlink(missing_ok=True)
+        print(f"── {part}", flush=True)
+        words = ["--quick"] if arguments.quick else []
+        if subprocess.run([sys.executable, str(HERE / f"{part}.py"), *words]).returncode:
+            failed.append(part)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = page(chosen)
+    (RESULTS / "results.md").write_text(text, encoding="utf-8")
+    everything = {part: [asdict(table) for table in recorded(part)] for part in chosen}
+    (RESULTS / "results.json").write_text(json.dumps({"setting": setting(), **everything}, indent=1), encoding="utf-8")
+    pictures = draw(recorded("step"), RESULTS)
+    print(setting())
+    if failed:
+        sys.exit(f"error: {', '.join(failed)} failed, as said above; nothing was published")
+    if arguments.publish:
+        if arguments.only or arguments.quick or not pictures:
+            sys.exit("error: only a whole run is published; leave out --only and --quick")
+        publish(f"![CPU time of a step, in steps of a loop written by hand](images/{PICTURE.name})\n\n{text}")
+        shutil.copy(pictures[0], PICTURE)
+    print(f"tables and plot  {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()

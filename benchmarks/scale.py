@@ -1,0 +1,259 @@
+"""How the cost of this Trainer grows with what a run has more of, beside a loop written by hand that does the same.
+
+Both run in one process and take turns. What is printed is CPU time of a step, and what the Trainer adds to it. At the
+end stands what 10,000 steps leave behind in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
+
+import engine
+from engine.loggers import CSVLogger
+from tables import Goal, Table, ratio_cells, record
+from work import Batch, sgd, tiny
+
+QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+LOG_EVERY = 50
+
+
+class Nothing(engine.Callback):
+    """A callback that overrides no hook."""
+
+
+class Training(engine.Module):
+    """A classification that logs some values of each step, and validates on some sets."""
+
+    def __init__(self, net: nn.Module, turns: Turns, values: int = 0) -> None:
+        super().__init__()
+        self.net, self.turns, self.names = net, turns, [f"value_{number}" for number in range(values)]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        self.turns.tick()
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        for name in self.names:
+            self.log(name, loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The loss of a validation batch."""
+        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The cheapest."""
+        return sgd(self.parameters())
+
+
+class Turns:
+    """Batches for the Trainer; in its first step of each block, the loop written by hand does as much.
+
+    Args:
+        by_hand: Does a block.
+        batches: A block of batches.
+        per_epoch: Blocks in an epoch.
+
+    Attributes:
+        loader: The batches of an epoch.
+        laps: CPU seconds of each block, under the Trainer and by hand. A lap of the Trainer ends where its next block
+            begins, so that what happens between epochs is in it.
+    """
+
+    def __init__(self, by_hand: Callable[[], None], batches: list[Batch], per_epoch: int) -> None:
+        self.by_hand, self.per_epoch, self.size, self.steps = by_hand, per_epoch, len(batches), 0
+        self.loader = DataLoader(batches * per_epoch, batch_size=None)  # type: ignore[arg-type]
+        self.laps: list[tuple[float, float]] = []
+        self._hand, self._begin = 0.0, 0.0
+
+    def tick(self) -> None:
+        """To be called first in each step."""
+        if self.steps % self.size == 0:
+            self.border()
+        self.steps += 1
+
+    def border(self) -> None:
+        """End a block of the Trainer, and run one by hand."""
+        end = time.process_time()
+        if self._begin:
+            self.laps.append((end - self._begin, self._hand))
+        begin = time.process_time()
+        self.by_hand()
+        self._hand = time.process_time() - begin
+        self._begin = time.process_time()
+
+
+def hand_written(net: nn.Module, batches: list[Batch], sets: list[list[Batch]]) -> Callable[[], None]:
+    """A block of the plainest loop: a step for each batch, then validation."""
+    optimizer = sgd(net.parameters())
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+    def block() -> None:
+        for images, labels in loader:
+            loss = nn.functional.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if sets:
+            net.eval()
+            with torch.no_grad():
+                for images, labels in itertools.chain(*sets):
+                    nn.functional.cross_entropy(net(images), labels)
+            net.train()
+
+    return block
+
+
+def batches_of(size: int, steps: int) -> list[Batch]:
+    """Random batches."""
+    return [(torch.randn(size, 1, 8, 8), torch.randint(10, (size,))) for _ in range(steps)]
+
+
+def race(
+    rounds: int,
+    steps: int,
+    net: Callable[[], nn.Module] = tiny,
+    size: int = 64,
+    callbacks: int = 0,
+    values: int = 0,
+    sets: int = 0,
+    per_epoch: int | None = None,
+) -> list[tuple[float, float]]:
+    """CPU seconds of each block, under the Trainer and by hand.
+
+    Args:
+        rounds: Blocks that are measured.
+        steps: Steps of a block.
+        net: Makes the net.
+        size: Samples of a batch.
+        callbacks: Callbacks that override nothing.
+        values: Values that are logged in each step.
+        sets: Validation sets, each of as many batches as a block; the loop validates, too, but logs nothing.
+        per_epoch: Blocks of an epoch; default: all in one.
+    """
+    torch.manual_seed(0)
+    batches = batches_of(size, steps)
+    held_out = [batches_of(size, steps) for _ in range(sets)]
+    turns = Turns(hand_written(net(), batches, held_out), batches, 1 if sets else per_epoch or rounds + 2)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = engine.Trainer(
+            accelerator="cpu",
+            logger=CSVLogger(folder) if values else False,
+            callbacks=[Nothing() for _ in range(callbacks)],
+            max_epochs=(rounds + 2) // turns.per_epoch,
+            num_sanity_val_steps=0,
+            **QUIET,
+        )
+        trainer.fit(Training(net(), turns, values), turns.loader, held_out or None)
+    # The first block warms up, and the last has no border behind it.
+    return turns.laps[1:]
+
+
+def many(parameters: int) -> nn.Module:
+    """A net with so many small parameter tensors."""
+    layers = [nn.Linear(16, 16) for _ in range(parameters // 2 - 2)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), *layers, nn.Linear(16, 10))
+
+
+def grown(quick: bool) -> dict[str, dict[int, dict[str, Any]]]:
+    """What grows, to which numbers, and what that means for a race."""
+    growing: dict[str, dict[int, dict[str, Any]]] = {
+        "parameter tensors": {n: {"net": lambda n=n: many(n)} for n in (4, 32, 128, 512)},
+        "samples of a batch": {n: {"size": n} for n in (16, 64, 256, 1024)},
+        "callbacks that override nothing": {n: {"callbacks": n} for n in (0, 10, 50)},
+        "values logged in a step": {n: {"values": n} for n in (0, 1, 10, 50)},
+        "validation sets": {n: {"sets": n} for n in (1, 4, 8)},
+        "steps of an epoch": {n: {"steps": n, "per_epoch": 1} for n in (1000, 100, 10)},
+    }
+    return (
+        {what: {n: numbers[n] for n in sorted(numbers)[:2]} for what, numbers in growing.items()} if quick else growing
+    )
+
+
+def growth(rounds: int, steps: int, quick: bool) -> Table:
+    """A line for each number of each thing that grows."""
+    note = f"CPU time, medians of {rounds} rounds, tiny net. Validation counts: a batch of it is called a step, too."
+    table = Table("cost of a step as a run grows", "what grows", note, "scale/growth")
+    for what, numbers in grown(quick).items():
+        for number, options in numbers.items():
+            options = {"steps": max(steps // options.get("sets", 1), 5), **options}
+            laps = race(rounds, **options)
+            size = options["steps"] * (1 + options.get("sets", 0))
+            ours, hand = (statistics.median(column) / size * 1e6 for column in zip(*laps, strict=True))
+            more = statistics.median(trainer - by_hand for trainer, by_hand in laps) / size * 1e6
+            ratios = ratio_cells([trainer / by_hand for trainer, by_hand in laps])
+            cells = {"number": f"{number:,}", "Trainer": f"{ours:,.0f} µs", "by hand": f"{hand:,.0f} µs"}
+            table.add(what, {**cells, "more": f"{more:,.1f} µs", **ratios}, round(more, 2))
+    return table
+
+
+class Memory(engine.Callback):
+    """Notes what the process holds, at two steps."""
+
+    def __init__(self, steps: tuple[int, int]) -> None:
+        self.steps, self.held = steps, list[tuple[float, int]]()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look, after collecting garbage."""
+        if trainer.global_step in self.steps:
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1]) if os.path.exists("/proc/self/statm") else 0
+            self.held.append((pages * os.sysconf("SC_PAGE_SIZE") / 1e6, sys.getallocatedblocks()))
+
+
+def memory(steps: int) -> Table:
+    """What steps leave behind, with a value logged in each."""
+    warm = steps // 10
+    looks = Memory((warm, warm + steps))
+    batches = batches_of(64, 1)
+    endless = Turns(lambda: None, batches, warm + steps)
+    with tempfile.TemporaryDirectory() as folder:
+        logger: Any = CSVLogger(folder)
+        trainer = engine.Trainer(accelerator="cpu", logger=logger, callbacks=[looks], max_epochs=1, **QUIET)
+        trainer.fit(Training(tiny(), endless, 1), endless.loader)
+    (megabytes, blocks), (later_megabytes, later_blocks) = looks.held
+    table = Table(f"memory after {steps:,} further steps", "what", f"After {warm:,} steps to warm up.", "scale/memory")
+    for name, before, after, unit, limit in (
+        ("resident memory", megabytes, later_megabytes, "MB", 1.0),
+        ("blocks of Python's allocator", blocks, later_blocks, "", steps / 100),
+    ):
+        cells = {
+            "before": f"{before:,.0f} {unit}",
+            "after": f"{after:,.0f} {unit}",
+            "growth": f"{after - before:+,.1f}",
+        }
+        table.add(name, cells, after - before, Goal(limit))
+    return table
+
+
+def main() -> None:
+    """Let things grow, and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smallest numbers of each, shortly")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds of each race [11]")
+    parser.add_argument("--steps", type=int, default=100, help="steps of a round [100]")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rounds, steps = (2, 10) if arguments.quick else (arguments.rounds, arguments.steps)
+    record("scale", [growth(rounds, steps, arguments.quick), memory(200 if arguments.quick else 10_000)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What a training step costs, by hand, under this Trainer, and under the peers: CPU time, Python calls, frames.
+
+All train the same net from the same weights on the same batches, which lie in memory, on one thread, and take turns.
+Quietly, and with what one wants to see of a run: a bar with the loss, TensorBoard every 50 steps, checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import environments
+import torch
+from contenders import BARE, CONTENDERS, OURS, Contender
+from tables import Goal, Table, ratio_cells, record
+from turns import Racer, race, racers
+from work import BATCH_SIZE, LOG_EVERY, TASKS
+
+# Limits of this Trainer's ratio, and the rounds of a race, by task and mode.
+GOALS = {
+    ("tiny", "quiet"): 1.05,
+    ("tiny", "realistic"): 1.10,
+    ("standard_net", "quiet"): 1.02,
+    ("standard_net", "realistic"): 1.02,
+}
+ROUNDS = {"tiny": 15, "standard_net": 8}
+BESIDE = {
+    "quiet": "nothing beside the training",
+    "realistic": f"with bar, logs for TensorBoard every {LOG_EVERY} steps, and checkpoints",
+}
+
+
+class Counts(NamedTuple):
+    """What does not depend on the machine: Python calls a step, and frames of a library above the user's step."""
+
+    calls: float
+    frames: int
+
+
+def entries(
+    task: str, mode: str, chosen: Sequence[Contender], words: Sequence[str]
+) -> list[tuple[Contender, list[str]]]:
+    """Who races, the plain loop first, and with which words."""
+    words = ["--task", task, *words]
+    racing = [(contender, words) for contender in chosen if contender.name == BARE]
+    if mode == "quiet":
+        return racing + [
+            (contender, words) for contender in chosen if contender.name != BARE and mode in contender.modes
+        ]
+    told = [(contender, [*words, "--realistic"]) for contender in chosen if mode in contender.modes]
+    # The loop written by hand takes part twice.
+    return racing + [(c._replace(name=f"{BARE}, too") if c.name == BARE else c, w) for c, w in told]
+
+
+def check_same_work(racing: Sequence[Racer]) -> None:
+    """Compare the weights with which all of them end.
+
+    Raises:
+        RuntimeError: Somebody has done other work than the loop written by hand.
+    """
+    weights = [torch.load(racer.folder / "weights.pt", weights_only=True) for racer in racing]
+    for racer, others in zip(racing, weights, strict=True):
+        if others.shape != weights[0].shape or not torch.allclose(others, weights[0], rtol=1e-3, atol=1e-5):
+            raise RuntimeError(f"{racer.name} ended with other weights than the {BARE}: it has not done the same work")
+
+
+def counts(task: str, mode: str, chosen: Sequence[Contender]) -> dict[str, Counts]:
+    """Counted over one block of `LOG_EVERY` steps, the second, in processes of their own."""
+    words = ["--blocks", "3", "--steps", str(LOG_EVERY), "--counted", "1"]
+    found = {}
+    for entry in entries(task, mode, chosen, words):
+        with racers([entry], "steps") as racing:
+            race(racing, 3)
+            found[racing[0].name] = Counts(racing[0].end["calls"], racing[0].end["frames"])
+    return found
+
+
+def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, steps: int, counting: bool) -> Table:
+    """Race on a task, in a mode."""
+    about, size = TASKS[task].about, steps or TASKS[task].steps
+    title = f"{mode} step of {task} ({about}), batches of {BATCH_SIZE}: {BESIDE[mode]}"
+    note = f"CPU time, medians of {rounds} rounds of {size} steps; ratios are to the {BARE} of the same round."
+    if mode == "realistic":
+        note += (
+            f" A checkpoint every {size} steps. “{BARE}, too”: the same loop with tqdm, SummaryWriter and torch.save."
+        )
+    result = Table(title, "contender", note, f"step/{task}/{mode}")
+    words = ["--blocks", str(rounds + 1), *(["--steps", str(steps)] if steps else [])]
+    counted = counts(task, mode, chosen) if counting else {}
+    with racers(entries(task, mode, chosen, words), "steps") as racing:
+        race(racing, rounds + 1)
+        check_same_work(racing)
+        ratios = {racer.name: against(racer, racing[0]) for racer in racing}
+        for racer in racing:
+            cost = statistics.median(lap.cpu for lap in racer.laps) / size * 1e6
+            cells = {"µs a step": f"{cost:,.0f}", **ratio_cells(ratios[racer.name])}
+            if racer.name in counted:
+                cells |= {"calls": f"{counted[racer.name].calls:,.0f}", "frames": str(counted[racer.name].frames)}
+            goal = Goal(GOALS[task, mode]) if racer.name == OURS else None
+            result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3), goal)
+        add_fastest_peer(result, racing, ratios)
+    return result
+
+
+def against(racer: Racer, other: Racer, clock: str = "cpu") -> list[float]:
+    """Ratios of a time, "cpu" or "wall", round by round."""
+    return [getattr(lap, clock) / getattr(by, clock) for lap, by in zip(racer.laps, other.laps, strict=True)]
+
+
+def add_fastest_peer(
+    result: Table, racing: Sequence[Racer], ratios: dict[str, list[float]], clock: str = "cpu"
+) -> None:
+    """A line that compares this Trainer with the fastest peer; none without peers."""
+    peers = [racer for racer in racing if not racer.name.startswith(BARE) and racer.name != OURS]
+    ours = next((racer for racer in racing if racer.name == OURS), None)
+    if not peers or ours is None:
+        return
+    fastest = min(peers, key=lambda racer: statistics.median(ratios[racer.name]))
+    compared = against(ours, fastest, clock)
+    name = f"{OURS} / fastest peer ({fastest.name})"
+    result.add(name, ratio_cells(compared), round(statistics.median(compared), 3), Goal(1.0))
+
+
+def choose(quick: bool) -> list[Contender]:
+    """Everyone, with their environments made; when it has to be quick the loop and this Trainer alone."""
+    if quick:
+        return [contender for contender in CONTENDERS if contender.name in (BARE, OURS)]
+    for environment in environments.PACKAGES:
+        environments.make(environment)
+    return list(CONTENDERS)
+
+
+def main() -> None:
+    """Race on both nets in both modes, and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short round on the tiny net, without peers")
+    parser.add_argument("--rounds", type=int, help="rounds of each race")
+    arguments = parser.parse_args()
+    chosen = choose(arguments.quick)
+    results = []
+    for task, mode in GOALS:
+        rounds = 1 if arguments.quick else arguments.rounds or ROUNDS[task]
+        if not arguments.quick:
+            results.append(table(task, mode, chosen, rounds, 0, counting=task == "tiny"))
+        elif task == "tiny":
+            results.append(table(task, mode, chosen, rounds, LOG_EVERY, counting=mode == "quiet"))
+    record("step", results)
+
+
+if __name__ == "__main__":
+    main()

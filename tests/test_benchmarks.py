@@ -1,0 +1,138 @@
+"""The benchmarks run, what they print has its form, and nobody wins by doing less."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NAMES = ("contenders", "environments", "run", "step", "epoch", "tables", "turns", "work", "epochs", "mnist", "figure")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The modules of benchmarks/, which import each other as scripts do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
+    for name in NAMES:
+        sys.modules.pop(name)
+
+
+def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--only", "step", "start", "scale"]
+    environment = {**os.environ, "BENCH_RESULTS": str(tmp_path)}
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    by_key = {table["key"]: {row["name"]: row for row in table["rows"]} for part in ("step", "start", "scale")
+              for table in results[part]}  # fmt: skip
+    quiet, realistic = by_key["step/tiny/quiet"], by_key["step/tiny/realistic"]
+    assert list(quiet) == ["bare loop", "this Trainer"]
+    assert list(realistic) == ["bare loop", "bare loop, too", "this Trainer"]
+    for table, limit in ((quiet, 1.05), (realistic, 1.1)):
+        bare, ours = table["bare loop"], table["this Trainer"]
+        assert bare["value"] == 1 and bare["goal"] == "" and bare["met"] is None
+        # What is met is what was measured, however busy the machine is.
+        assert ours["goal"] == f"≤ {limit:g}" and ours["met"] is (ours["value"] <= limit)
+    calls = {name: int(row["cells"]["calls"]) for name, row in quiet.items()}
+    assert 20 < calls["bare loop"] < calls["this Trainer"] <= calls["bare loop"] + 100
+    assert [row["cells"]["frames"] for row in quiet.values()] == ["0", "6"]
+    first = by_key["start/first step"]
+    assert list(first) == ["bare loop", "this Trainer", "python main.py"]
+    assert all(int(row["cells"]["peak memory"].split()[0].replace(",", "")) > 50 for row in first.values())
+    growth = [row["name"] for table in results["scale"] if table["key"] == "scale/growth" for row in table["rows"]]
+    assert len(growth) == 12 and len(set(growth)) == 6
+    assert {row["goal"] != "" for row in by_key["scale/memory"].values()} == {True}
+    # The page has all of it, and the plot is a picture.
+    page = (tmp_path / "results.md").read_text()
+    assert page.count("| this Trainer |") == 3 and "≤ 1.05" in page
+    assert (tmp_path / "speed.png").stat().st_size > 5000
+    assert "this Trainer" in out.stdout and "torch 2" in out.stdout
+
+
+LAZY = '''
+from torch import nn
+
+def train(work):
+    """Leaves out every other step."""
+    optimizer = work.optimizer(work.net.parameters())
+    for number, (images, labels) in enumerate(work.batches):
+        if number % 2:
+            nn.functional.cross_entropy(work.net(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+'''
+
+
+def test_who_does_less_is_refused(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy.py").write_text(LAZY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    chosen = [bench.contenders.CONTENDERS[0], bench.contenders.Contender("lazy", "lazy", "torch")]
+    with pytest.raises(RuntimeError, match="lazy ended with other weights than the bare loop"):
+        bench.step.table("tiny", "quiet", chosen, 1, 20, counting=False)
+
+
+def test_epochs_of_less_are_refused(bench: SimpleNamespace) -> None:
+    done = {"steps": 20, "trained": 1000, "validated": 300, "accuracy": 0.9}
+    racing = [SimpleNamespace(name=name, end={**done, **other}) for name, other in (("bare", {}), ("other", {}))]
+    bench.epoch.check_same_work(racing)
+    for less in ({"steps": 19}, {"trained": 999}, {"validated": 0}, {"accuracy": 0.5}):
+        racing[1].end = {**done, **less}
+        with pytest.raises(RuntimeError, match=f"other has not done the same work.*{[*less][0]}"):
+            bench.epoch.check_same_work(racing)
+
+
+def test_a_contender_that_fails_is_named_with_what_it_said(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text("def train(work):\n    raise ValueError('no such thing')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    broken = bench.contenders.Contender("broken", "broken", "torch")
+    with pytest.raises(RuntimeError, match="(?s)broken: ended.*no such thing"):
+        with bench.turns.racers([(broken, ["--blocks", "1"])], "steps"):
+            pass
+
+
+def test_goals_are_compared_with_what_was_measured(bench: SimpleNamespace, capsys: Any) -> None:
+    table = bench.tables.Table("speeds", "who")
+    table.add("reference", {"ratio": "1.000"}, 1.0)
+    table.add("slow", {"ratio": "1.060"}, 1.06, bench.tables.Goal(1.05))
+    table.add("fast", {"ratio": "6.000"}, 6.0, bench.tables.Goal(5, at_least=True))
+    assert [row.met for row in table.rows] == [None, False, True]
+    lines = table.markdown().splitlines()
+    assert lines[2] == "| who | ratio | goal | met |"
+    assert lines[5:7] == ["| slow | 1.060 | ≤ 1.05 | ✗ |", "| fast | 6.000 | ≥ 5 | ✓ |"]
+    table.show()
+    assert "≤ 1.05" in capsys.readouterr().out
+
+
+def test_what_is_published_stands_between_the_marks(bench: SimpleNamespace, tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{bench.run.BEGIN}\nold\n{bench.run.END}\nafter\n")
+    bench.run.publish("new \\1", page)
+    assert page.read_text() == f"before\n{bench.run.BEGIN}\n\nnew \\1\n{bench.run.END}\nafter\n"
+    page.write_text("no marks\n")
+    with pytest.raises(SystemExit, match="error: "):
+        bench.run.publish("new", page)
+    # The page of this repository can be renewed.
+    real = bench.run.PAGE.read_text(encoding="utf-8")
+    assert real.count(bench.run.BEGIN) == real.count(bench.run.END) == 1
+
+
+def test_the_large_set_is_one_that_torchvision_reads(bench: SimpleNamespace, tmp_path: Path) -> None:
+    torchvision = importlib.import_module("torchvision")
+    bench.mnist.write(tmp_path, {"train": 50, "t10k": 20})
+    train, test = (torchvision.datasets.MNIST(tmp_path, train=training) for training in (True, False))
+    assert (len(train), len(test)) == (50, 20) and train.data.shape[1:] == (28, 28)
+    assert set(train.targets.tolist()) <= set(range(10)) and train.data.float().std() > 30
+    again, labels = bench.mnist.images_and_labels(50, test=False)
+    assert (train.data.numpy() == again).all() and (train.targets.numpy() == labels).all()
