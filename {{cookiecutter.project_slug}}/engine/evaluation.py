@@ -136,15 +136,18 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
         batch = to_device(t, batch, index)
         metrics.begin_batch(scope, batch)
         which = (batch_idx,) if metrics.loader is None else (batch_idx, index)
-        call_both(t, start, batch, *which)
+        if f"on_{stage}_batch_start" in t.hooked:
+            call_both(t, start, batch, *which)
         with t.precision_plugin.context:
             outputs = step(batch, *(which if step_takes_batch_idx else ()))
-        call_both(t, end, outputs, batch, *which)
+        if f"on_{stage}_batch_end" in t.hooked:
+            call_both(t, end, outputs, batch, *which)
         metrics.scope = None
         values = metrics.flush_step()
         if not t.sanity_checking:
             # Every loader has a step counter of its own.
-            t.log_metrics(values, t.evaluation_steps[stage, metrics.loader], with_epoch=False)
+            if values:
+                t.log_metrics(values, t.evaluation_steps[stage, metrics.loader], with_epoch=False)
             t.evaluation_steps[stage, metrics.loader] += 1
         if keep:
             kept.append(move_to_device(outputs, CPU))

@@ -201,6 +201,10 @@ def look_up_hooks(t: Trainer) -> None:
     own = [hook for hook in t.overrides if hasattr(ModelHooks, hook) and is_overridden(module, hook, ModelHooks)]
     t.module_hooks = {hook: getattr(module, hook) for hook in own}
     t.hooked = {*own, *(hook for hook, bounds in t.overrides.items() if bounds)}
+    # The default of these is one call, which a step makes itself.
+    profiling = type(t.profiler) is not PassThroughProfiler
+    t.hooked |= {n for n in ("backward", "optimizer_zero_grad") if profiling or is_overridden(module, n, Module)}
+    t.hooked |= {"optimizer_step"} if profiling or t.precision_plugin.scaler is not None else set()
     clipping = ("configure_gradient_clipping", "clip_gradients")
     t.clips_its_own_way = any(is_overridden(module, name, Module) for name in clipping)
     for table in (t.steps, t.module_hooks):

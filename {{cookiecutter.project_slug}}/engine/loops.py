@@ -269,7 +269,10 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
     elif stepping:
         outputs = forward_backward(t, batch, batch_idx)
         prepare_gradients(t, t.optimizers[0])
-        t.steps["optimizer_step"](t.optimizers[0])
+        if "optimizer_step" in t.hooked:
+            t.steps["optimizer_step"](t.optimizers[0])
+        else:
+            t.optimizers[0].step()
     else:
         with t.strategy.no_sync():
             outputs = forward_backward(t, batch, batch_idx)

@@ -114,8 +114,9 @@ class MetricStore:
 
     def flush_step(self) -> dict[str, float]:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
-        of_stage = [m for key, m in self.meters.items() if key[0] == self.stage and m.loader in (None, self.loader)]
-        results = fetch([(m, m.last) for m in of_stage if m.last is not None])
+        stepped = [(key[0], m) for key, m in self.meters.items() if m.last is not None]
+        found = [(m, m.last) for stage, m in stepped if stage == self.stage and m.loader in (None, self.loader)]
+        results = fetch(found)  # type: ignore[arg-type]
         if self.stage == "train":
             # Only in training do all processes run the same batches.
             results = over_processes(results, "_step")

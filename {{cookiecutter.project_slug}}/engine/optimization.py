@@ -42,7 +42,10 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
         optimizer = t.optimizers[0]
         if "on_before_zero_grad" in t.hooked:
             call_both(t, Callback.on_before_zero_grad, optimizer)
-        t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
+        if "optimizer_zero_grad" in t.hooked:
+            t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
+        else:
+            optimizer.zero_grad()
     if loss is None and distributed.active():
         raise MisconfigurationException(
             "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
@@ -61,7 +64,10 @@ def backward(t: Trainer, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         loss = t.precision_plugin.scaler.scale(loss)
     if "on_before_backward" in t.hooked:
         call_both(t, Callback.on_before_backward, loss)
-    t.steps["backward"](loss, *args, **kwargs)
+    if "backward" in t.hooked:
+        t.steps["backward"](loss, *args, **kwargs)
+    else:
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
     if "on_after_backward" in t.hooked:
         call_both(t, Callback.on_after_backward)
 

@@ -197,7 +197,8 @@ class SeededDataset(Dataset[Any]):
         return len(self.wrapped)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._read([index], single=True)
+        # What lies in memory is there without much ado.
+        return self.wrapped[index] if self._fixed else self._read([index], single=True)
 
     def __getitems__(self, indices: list[Any]) -> Any:
         return self._read(indices, single=False)
@@ -216,7 +217,7 @@ class SeededDataset(Dataset[Any]):
         self.__dict__["_reading"] = None
         try:
             if self._fixed:
-                return self._take(indices, single)
+                return self._take(indices)
             with nullcontext() if in_worker else OwnRandomness():
                 stream = mix(*(self._clock.tolist() if in_worker else self._now), 2)
                 samples = self._samples(stream, indices, by_batch=self._by_batch and not single)
@@ -233,15 +234,15 @@ class SeededDataset(Dataset[Any]):
                 return Unreadable(line, traceback.format_exc())
             raise explained(RuntimeError(line)) from error
 
-    def _take(self, indices: list[Any], single: bool) -> Any:
-        """Samples, or a batch, behind which nothing is drawn at random."""
-        if self._rows and not single:
+    def _take(self, indices: list[Any]) -> Any:
+        """A batch of samples behind which nothing is drawn at random."""
+        if self._rows:
             # What `default_collate` makes of the samples, in one go.
             places = torch.tensor([_inner_index(self.wrapped, index) for index in indices])
             parts = innermost(self.wrapped).tensors
             return [part[places.to(part.device, non_blocking=True)] for part in parts]
         samples = [self.wrapped[index] for index in indices]
-        return samples[0] if single else samples if self._collate is None else self._collate(samples)
+        return samples if self._collate is None else self._collate(samples)
 
     def _samples(self, stream: int, indices: list[Any], by_batch: bool) -> Any:
         own, samples = self.__dict__, []

@@ -74,9 +74,15 @@ class TensorBoardLogger(FolderLogger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write a scalar for each number, and one with several lines for each dict of numbers."""
-        for name, value in self._prefixed(metrics).items():
-            add = self.experiment.add_scalars if isinstance(value, dict) else self.experiment.add_scalar
-            add(name, value, step)
+        values = self._prefixed(metrics)
+        for name in [name for name, value in values.items() if isinstance(value, dict)]:
+            self.experiment.add_scalars(name, values.pop(name), step)
+        if values and is_rank_zero():
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            # One event for all of them, which takes half of the time.
+            scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+            self.experiment._get_file_writer().add_summary(Summary(value=scalars), step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
         """Write hyper-parameters to `hparams.yaml`, and for TensorBoard's HPARAMS page.
