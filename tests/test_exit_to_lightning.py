@@ -35,7 +35,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "find_lr": ("--find_lr", *QUIET),
     "find_batch_size": ("--find_batch_size", *QUIET),
     "test ours": ("test", "--ckpt_path", "logs/standard_net/ours/checkpoints/best.ckpt"),
-    "train on": ("--ckpt_path", "last", "--max_epochs", "4"),
+    # Without a report of its own, which would take the place of the one that is compared with the predictions.
+    "train on": ("--ckpt_path", "last", "--max_epochs", "4", "--report", "false"),
     "auto without a run": (*FEW, "--ckpt_path", "auto", "--run_name", "job"),
     "few": (*FEW, "--run_name", "few"),
     "repeat": ("--config", "logs/standard_net/few/config.yaml", "--run_name", "repeated"),
