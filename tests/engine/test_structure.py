@@ -130,7 +130,7 @@ def test_the_engine_stays_small() -> None:
     extra = [path for path in FILES if name_of(path).split(".")[0] in ("callbacks", "loggers", "profilers")]
     several = [path for path in FILES if name_of(path) in SEVERAL]
     around = [path for path in FILES if path not in (*core, *extra, *several)]
-    parts = {"core": (core, 2850), "around it": (around, 1500), "callbacks, loggers, profilers": (extra, 2200)}
+    parts = {"core": (core, 2935), "around it": (around, 1500), "callbacks, loggers, profilers": (extra, 2115)}
     parts["several processes"] = (several, 1000)
     for name, (paths, most) in parts.items():
         code = sum(map(code_lines, paths))

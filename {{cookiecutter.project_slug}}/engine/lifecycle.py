@@ -204,9 +204,8 @@ def look_up_hooks(t: Trainer) -> None:
     # The default of these is one call, which a step makes itself.
     profiling = type(t.profiler) is not PassThroughProfiler
     t.hooked |= {n for n in ("backward", "optimizer_zero_grad") if profiling or is_overridden(module, n, Module)}
+    t.hooked |= {n for n in ("configure_gradient_clipping", "clip_gradients") if is_overridden(module, n, Module)}
     t.hooked |= {"optimizer_step"} if profiling or t.precision_plugin.scaler is not None else set()
-    clipping = ("configure_gradient_clipping", "clip_gradients")
-    t.clips_its_own_way = any(is_overridden(module, name, Module) for name in clipping)
     for table in (t.steps, t.module_hooks):
         table.update({hook: profiled(t.profiler, f"{name}.{hook}", work) for hook, work in table.items()})
 

@@ -22,6 +22,9 @@ from engine.optim import step_schedulers
 if TYPE_CHECKING:
     from engine.trainer import Trainer
 
+# Methods of a module that say how gradients are clipped.
+CLIPPING = frozenset(("configure_gradient_clipping", "clip_gradients"))
+
 
 def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     """Add the gradients of one batch.
@@ -87,7 +90,7 @@ def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
             torch._foreach_mul_(gradients, t.accumulate_grad_batches / window)
     if "on_before_optimizer_step" in t.hooked:
         call_both(t, Callback.on_before_optimizer_step, optimizer)
-    if module.automatic_optimization and (t.gradient_clip_val or t.clips_its_own_way):
+    if module.automatic_optimization and (t.gradient_clip_val or not CLIPPING.isdisjoint(t.hooked)):
         module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
 
 

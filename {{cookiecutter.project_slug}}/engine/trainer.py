@@ -100,9 +100,8 @@ class Trainer(TrainerArguments, TrainerProperties):
     # training_step, validation_step, ... of the module, and those of its hooks that do something, by name.
     steps: dict[str, Callable[..., Any]]
     module_hooks: dict[str, Callable[..., Any]]
-    # Names of the hooks that a callback or the module overrides; whether the module says how gradients are clipped.
+    # Names of the hooks that a callback or the module overrides.
     hooked: set[str]
-    clips_its_own_way: bool
     stop: StopRequest
     # Losses that nobody has looked at yet: (epoch, batch, step, loss).
     losses: list[tuple[int, int, int, Tensor]]
@@ -388,9 +387,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         self.stage = ""
         self.should_stop = self.sanity_checking = self.is_last_batch = False
         self.optimizers, self.lr_scheduler_configs, self.lightning_optimizers = [], [], []
-        # Before, during and after the way to the device; None where the default is.
-        self.transfer_hooks: list[Callable[..., Any] | None] = []
-        self.copy_stream: Any = None
+        self.transfer_hooks, self.copy_stream = [], None
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
         self.ckpt_path: str | None = None
         self._loaded_in_epoch = self.interruption = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -38,6 +39,9 @@ class TrainerProperties:
     precision_plugin: Precision
     optimizers: list[Optimizer]
     lr_scheduler_configs: list[LRSchedulerConfig]
+    # Before, during and after the way to the device; None where the default is.
+    transfer_hooks: list[Callable[..., Any] | None]
+    copy_stream: Any
     interruption: int
     sanity_checking: bool
     limit_val_batches: int | float

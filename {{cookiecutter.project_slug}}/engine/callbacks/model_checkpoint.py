@@ -181,8 +181,7 @@ class ModelCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         """Save, if this step is one to save."""
-        step = trainer.global_step
-        stepped, self._step = step != self._step, step
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if not stepped or not (self.every_n_train_steps or self.train_time_interval) or not self._step_is_due(trainer):
             return
         # Where the next validation brings a newer value.
