@@ -97,10 +97,9 @@ class Trainer(TrainerArguments, TrainerProperties):
     # Whether the optimizer, or the module's optimizer_step, runs training_step by itself.
     by_closure: bool
     step_takes_batch_idx: bool
-    # training_step, validation_step, ... of the module, and those of its hooks that do something, by name.
+    # training_step, validation_step, ... and the hooks of the module that do something; names of all that do something.
     steps: dict[str, Callable[..., Any]]
     module_hooks: dict[str, Callable[..., Any]]
-    # Names of the hooks that a callback or the module overrides.
     hooked: set[str]
     stop: StopRequest
     # Losses that nobody has looked at yet: (epoch, batch, step, loss).
@@ -384,14 +383,13 @@ class Trainer(TrainerArguments, TrainerProperties):
         self.metrics = MetricStore()
         # Values as last handed to the loggers, and as last shown.
         self.logged_metrics, self.progress_bar_metrics = self.metrics.logged, self.metrics.progress_bar
-        self.stage = ""
         self.should_stop = self.sanity_checking = self.is_last_batch = False
         self.optimizers, self.lr_scheduler_configs, self.lightning_optimizers = [], [], []
         self.transfer_hooks, self.copy_stream = [], None
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
         self.ckpt_path: str | None = None
         self._loaded_in_epoch = self.interruption = 0
-        self.datamodule = None
+        self.stage, self.datamodule = "", None
         # Before a run there are none.
         self.loaders = Loaders([], {}, dict.fromkeys(("train", "val", "test", "predict"), 1.0), share=False)
         self.dispatch(self.callbacks)
