@@ -25,7 +25,7 @@ PICTURE = HERE.parent / "docs" / "images" / "speed.png"
 BEGIN, END = "<!-- tables: written by make bench -->", "<!-- end of tables -->"
 # In this order. The first ones can be quick; those that print without recording are left out of the page.
 QUICK = ("step", "epoch", "start", "scale")
-PARTS = (*QUICK, "loader", "ddp", "gpu", "saving", "report")
+PARTS = (*QUICK, "account", "loader", "ddp", "gpu", "saving", "report")
 
 
 def page(parts: list[str]) -> str:
