@@ -27,6 +27,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         sys.modules.pop(name)
 
 
+@pytest.mark.long
 def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--only", "step", "start", "scale"]
     environment = {**os.environ, "BENCH_RESULTS": str(tmp_path)}
@@ -73,6 +74,7 @@ def train(work):
 '''
 
 
+@pytest.mark.long
 def test_who_does_less_is_refused(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lazy.py").write_text(LAZY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
