@@ -1,9 +1,13 @@
-"""How main.py ends: one line for what is wrong, and an exit code."""
+"""What main.py says: one line for what is wrong, and an exit code; and what it keeps to itself."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn
 
@@ -48,3 +52,16 @@ def exit_after(error: Exception | KeyboardInterrupt) -> NoReturn:
         raise error
     notes = getattr(error, "__notes__", [])
     exit_with("; ".join([(str(error).splitlines() or [type(error).__name__])[0], *notes]), code=1)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and log lines of libraries; errors come through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import engine
 from utils.batches import shape_of
-from utils.quiet import quiet
+from utils.exits import quiet
 from utils.run_folder import PROJECT, remember, run_folder
 from utils.run_state import writing
 

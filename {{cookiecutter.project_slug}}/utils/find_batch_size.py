@@ -13,7 +13,7 @@ import torch
 
 import engine
 from utils import figures
-from utils.quiet import quiet
+from utils.exits import quiet
 from utils.run_state import write_whole
 from utils.samples import leaves
 

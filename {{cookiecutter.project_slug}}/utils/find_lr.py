@@ -10,7 +10,7 @@ import numpy as np
 
 import engine
 from utils import figures
-from utils.quiet import quiet
+from utils.exits import quiet
 from utils.run_state import write_whole
 
 if TYPE_CHECKING:

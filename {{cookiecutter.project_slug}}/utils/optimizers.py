@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer, lr_scheduler
 
 from engine import MisconfigurationException
-from utils.fast_steps import FORMS, faster_form, keep_form
+from utils.acceleration import FORMS, faster_form, keep_form
 from utils.fine_tuning import within
 from utils.registry import classes, construct, pick
 
@@ -40,7 +40,7 @@ def build_optimizer(
 
     Parameters with fewer than two dimensions (biases, scales of norms) are not decayed, as is usual since "Bag of
     Tricks for Image Classification" (He et al. 2018). Where a form of it is faster and as exact, that one is taken
-    (see `utils.fast_steps`), unless the arguments choose.
+    (see `utils.acceleration`), unless the arguments choose.
 
     Args:
         net: The net.

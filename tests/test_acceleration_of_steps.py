@@ -174,7 +174,7 @@ def test_lightning_clips_the_gradients_of_a_fused_optimizer(monkeypatch: pytest.
     with pytest.raises(RuntimeError, match="fused"):
         plugin.clip_gradients(build_optimizer(net(), "AdamW", 0.01, 0.1), 1.0)
     # As where another file stands for the engine.
-    monkeypatch.setattr("utils.fast_steps.engine", ModuleType("engine"))
+    monkeypatch.setattr("utils.acceleration.engine", ModuleType("engine"))
     optimizer = build_optimizer(made := net(), "AdamW", 0.01, 0.1)
     assert optimizer.defaults["fused"] is True
     for parameter in made.parameters():
