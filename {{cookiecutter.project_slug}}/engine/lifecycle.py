@@ -200,14 +200,21 @@ def look_up_hooks(t: Trainer) -> None:
     t.step_takes_batch_idx = takes_batch_idx(t.steps["training_step"])
     own = [hook for hook in t.overrides if hasattr(ModelHooks, hook) and is_overridden(module, hook, ModelHooks)]
     t.module_hooks = {hook: getattr(module, hook) for hook in own}
-    t.hooked = {*own, *(hook for hook, bounds in t.overrides.items() if bounds)}
     # The default of these is one call, which a step makes itself.
     profiling = type(t.profiler) is not PassThroughProfiler
-    t.hooked |= {n for n in ("backward", "optimizer_zero_grad") if profiling or is_overridden(module, n, Module)}
-    t.hooked |= {n for n in ("configure_gradient_clipping", "clip_gradients") if is_overridden(module, n, Module)}
-    t.hooked |= {"optimizer_step"} if profiling or t.precision_plugin.scaler is not None else set()
+    for method in ("backward", "optimizer_zero_grad", "configure_gradient_clipping", "clip_gradients"):
+        if is_overridden(module, method, Module) or (profiling and method in ("backward", "optimizer_zero_grad")):
+            t.module_hooks[method] = getattr(module, method)
+    if profiling or t.precision_plugin.scaler is not None:
+        t.module_hooks["optimizer_step"] = t.steps["optimizer_step"]
     for table in (t.steps, t.module_hooks):
         table.update({hook: profiled(t.profiler, f"{name}.{hook}", work) for hook, work in table.items()})
+    t.hooked = find_hooked(t)
+
+
+def find_hooked(t: Trainer) -> set[str]:
+    """Names of the hooks that a callback or the module overrides: the others need not be called."""
+    return {*t.module_hooks, *(hook for hook, bounds in t.overrides.items() if bounds)}
 
 
 def _start_profiling(t: Trainer) -> None:

@@ -359,6 +359,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         self.late: Table = override_table([callback for callback in self.callbacks if callback.monitoring])
         others = override_table([callback for callback in self.callbacks if not callback.monitoring])
         self.overrides |= {name: others[name] for name in ("on_train_batch_end", "on_train_epoch_end")}
+        self.hooked = lifecycle.find_hooked(self)
 
     def _or_last(self, model: Module | None, ckpt_path: Any) -> tuple[Module, Any]:
         """The module to evaluate; if none is given the last one, with its best weights."""
@@ -384,12 +385,11 @@ class Trainer(TrainerArguments, TrainerProperties):
         # Values as last handed to the loggers, and as last shown.
         self.logged_metrics, self.progress_bar_metrics = self.metrics.logged, self.metrics.progress_bar
         self.should_stop = self.sanity_checking = self.is_last_batch = False
-        self.optimizers, self.lr_scheduler_configs, self.lightning_optimizers = [], [], []
-        self.transfer_hooks, self.copy_stream = [], None
+        self.optimizers, self.lr_scheduler_configs, self.lightning_optimizers, self.transfer_hooks = [], [], [], []
         self.evaluation_steps: Counter[tuple[str, str | None]] = Counter()
         self.ckpt_path: str | None = None
         self._loaded_in_epoch = self.interruption = 0
-        self.stage, self.datamodule = "", None
+        self.stage, self.datamodule, self.copy_stream, self.module_hooks = "", None, None, {}
         # Before a run there are none.
         self.loaders = Loaders([], {}, dict.fromkeys(("train", "val", "test", "predict"), 1.0), share=False)
         self.dispatch(self.callbacks)

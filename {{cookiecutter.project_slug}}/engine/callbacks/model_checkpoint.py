@@ -182,7 +182,7 @@ class ModelCheckpoint(Checkpoint):
     ) -> None:
         """Save, if this step is one to save."""
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not stepped or not (self.every_n_train_steps or self.train_time_interval) or not self._step_is_due(trainer):
+        if not stepped or not self._step_is_due(trainer):
             return
         # Where the next validation brings a newer value.
         between = self.monitor is not None and not looks_at_epoch_end(trainer, self.save_on_train_epoch_end)
