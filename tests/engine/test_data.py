@@ -18,7 +18,15 @@ from engine.reading import start_epoch
 from engine.samples import EpochSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    Sampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from toy import Net, Stream, dataset, fit, loader, same_bits, trainer
 
 
@@ -346,3 +354,28 @@ def test_seeds_in_range_reach_every_generator(seed: int, ok: bool) -> None:
         assert engine.seed_everything(seed) == seed
         draws.append((torch.rand(1).item(), random.random(), np.random.rand()))
     assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_loader_without_batches_has_our_order_too_and_skips_what_was_read(shuffle: bool) -> None:
+    """Its samples are what is run in a step: batches that lie in memory, say."""
+    batches = [torch.full((2,), float(number)) for number in range(8)]
+    ready = prepare_loader(DataLoader(batches, batch_size=None, shuffle=shuffle), seed=5, training=True)
+
+    def read(epoch: int, done: int = 0) -> list[float]:
+        start_epoch(ready, 5, epoch, done)
+        return [batch[0].item() for batch in ready]
+
+    state = torch.get_rng_state()
+    first, second = read(0), read(1)
+    assert sorted(first) == sorted(second) == [float(number) for number in range(8)]
+    assert (first != second) is shuffle and read(0) == first and read(0, done=3) == first[3:]
+    assert torch.get_rng_state().equal(state)
+
+
+def test_a_tensor_dataset_is_read_at_once_and_gives_what_torch_gives() -> None:
+    data = TensorDataset(torch.arange(12).reshape(6, 2), torch.arange(6.0))
+    for chosen in (data, Subset(data, [5, 3, 1, 0])):
+        plain = DataLoader(chosen, batch_size=4)
+        ready = prepare_loader(DataLoader(chosen, batch_size=4), seed=5, training=False)
+        assert same_bits(list(ready), list(plain))
