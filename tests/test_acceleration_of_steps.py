@@ -151,7 +151,7 @@ def test_fp16_clips_true_gradients_and_leaves_overflows_out(name: str, arguments
     assert precision.scaler is not None
     for step in range(12):
         generator = torch.Generator().manual_seed(step)
-        scale = float(precision.scale(torch.ones(())))
+        scale = float(precision.scaler.scale(torch.ones(())))
         for mine, theirs in zip(made.parameters(), plain.parameters(), strict=True):
             theirs.grad = torch.randn(theirs.shape, generator=generator)
             mine.grad = theirs.grad * scale
