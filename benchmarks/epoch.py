@@ -21,7 +21,7 @@ from turns import Racer, race, racers
 
 PER_SAMPLE = f"{BARE}, images read one by one"
 # Rounds, and training samples (0: all).
-SIZES = {"digits": (7, 0), "mnist": (3, 20_000)}
+SIZES = {"digits": (7, 0), "mnist": (3, 12_800)}
 
 
 def check_same_work(racing: Sequence[Racer]) -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     """Race on both tasks, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one epoch of the digits, without peers")
-    parser.add_argument("--samples", type=int, help="training samples of the larger set; 0 for all [20000]")
+    parser.add_argument("--samples", type=int, help="training samples of the larger set; 0 for all [12800]")
     parser.add_argument("--rounds", type=int, help="epochs of each")
     arguments = parser.parse_args()
     chosen = choose(arguments.quick)
