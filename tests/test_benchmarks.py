@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("contenders", "environments", "run", "step", "epoch", "tables", "turns", "work", "epochs", "mnist", "figure")
 

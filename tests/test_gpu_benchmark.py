@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.long
+
 ROWS = {"StandardNet": 12, "a tiny transformer": 6}
 
 
