@@ -93,7 +93,7 @@ class CallCounter:
 def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
     """Train on batches in memory."""
     task = work.TASKS[options.task]
-    size = options.steps or task.steps
+    size = options.steps
     batches = work.Blocks(work.digits(size), options.blocks, turn.border)
     # Where calls are counted, no block has a checkpoint.
     save_every = size if options.counted is None else len(batches.loader) + 1

@@ -99,13 +99,11 @@ def first_steps(chosen: list[Contender]) -> list[Start]:
 
 
 def race(starts: list[Start], repeats: int) -> dict[str, list[Started]]:
-    """Start everyone several times, in turns; of several times the first is for the disk's sake, and does not count."""
+    """Start everyone several times, in turns."""
     results: dict[str, list[Started]] = {start.name: [] for start in starts}
-    for repeat in range(repeats + (repeats > 1)):
+    for _ in range(repeats):
         for start in starts:
-            started = measure(start)
-            if repeat or repeats == 1:
-                results[start.name].append(started)
+            results[start.name].append(measure(start))
     return results
 
 

@@ -18,14 +18,22 @@ from tables import Goal, Table, ratio_cells, record
 from turns import Racer, race, racers
 from work import BATCH_SIZE, LOG_EVERY, TASKS
 
-# Limits of this Trainer's ratio, and the rounds of a race, by task and mode.
-GOALS = {
-    ("tiny", "quiet"): 1.05,
-    ("tiny", "realistic"): 1.10,
-    ("standard_net", "quiet"): 1.02,
-    ("standard_net", "realistic"): 1.02,
+
+class Race(NamedTuple):
+    """How long a race is: rounds, and steps of a round, at whose end a checkpoint is due in the realistic mode."""
+
+    goal: float
+    rounds: int
+    steps: int
+
+
+# By task and mode; the goal is the limit of this Trainer's ratio.
+RACES = {
+    ("tiny", "quiet"): Race(1.05, 15, 500),
+    ("tiny", "realistic"): Race(1.10, 7, 2000),
+    ("standard_net", "quiet"): Race(1.02, 9, 50),
+    ("standard_net", "realistic"): Race(1.02, 7, 100),
 }
-ROUNDS = {"tiny": 15, "standard_net": 8}
 BESIDE = {
     "quiet": "nothing beside the training",
     "realistic": f"with bar, logs for TensorBoard every {LOG_EVERY} steps, and checkpoints",
@@ -77,9 +85,9 @@ def counts(task: str, mode: str, chosen: Sequence[Contender]) -> dict[str, Count
     return found
 
 
-def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, steps: int, counting: bool) -> Table:
-    """Race on a task, in a mode."""
-    about, size = TASKS[task].about, steps or TASKS[task].steps
+def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, size: int, counting: bool) -> Table:
+    """Race on a task, in a mode, for some rounds of some steps."""
+    about = TASKS[task].about
     title = f"{mode} step of {task} ({about}), batches of {BATCH_SIZE}: {BESIDE[mode]}"
     note = f"CPU time, medians of {rounds} rounds of {size} steps; ratios are to the {BARE} of the same round."
     if mode == "realistic":
@@ -87,7 +95,7 @@ def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, steps:
             f" A checkpoint every {size} steps. “{BARE}, too”: the same loop with tqdm, SummaryWriter and torch.save."
         )
     result = Table(title, "contender", note, f"step/{task}/{mode}")
-    words = ["--blocks", str(rounds + 1), *(["--steps", str(steps)] if steps else [])]
+    words = ["--blocks", str(rounds + 1), "--steps", str(size)]
     counted = counts(task, mode, chosen) if counting else {}
     with racers(entries(task, mode, chosen, words), "steps") as racing:
         race(racing, rounds + 1)
@@ -98,7 +106,7 @@ def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, steps:
             cells = {"µs a step": f"{cost:,.0f}", **ratio_cells(ratios[racer.name])}
             if racer.name in counted:
                 cells |= {"calls": f"{counted[racer.name].calls:,.0f}", "frames": str(counted[racer.name].frames)}
-            goal = Goal(GOALS[task, mode]) if racer.name == OURS else None
+            goal = Goal(RACES[task, mode].goal) if racer.name == OURS else None
             result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3), goal)
         add_fastest_peer(result, racing, ratios)
     return result
@@ -140,12 +148,12 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = choose(arguments.quick)
     results = []
-    for task, mode in GOALS:
-        rounds = 1 if arguments.quick else arguments.rounds or ROUNDS[task]
+    for (task, mode), usual in RACES.items():
         if not arguments.quick:
-            results.append(table(task, mode, chosen, rounds, 0, counting=task == "tiny"))
+            rounds = arguments.rounds or usual.rounds
+            results.append(table(task, mode, chosen, rounds, usual.steps, counting=task == "tiny"))
         elif task == "tiny":
-            results.append(table(task, mode, chosen, rounds, LOG_EVERY, counting=mode == "quiet"))
+            results.append(table(task, mode, chosen, 1, LOG_EVERY, counting=mode == "quiet"))
     record("step", results)
 
 

@@ -30,13 +30,11 @@ class Task(NamedTuple):
     Attributes:
         net: Makes the net.
         optimizer: Makes the optimizer of some parameters.
-        steps: Steps of a block, the work of one turn, after which a checkpoint is due.
         about: What to say of it.
     """
 
     net: Callable[[], nn.Module]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-    steps: int
     about: str
 
 
@@ -61,8 +59,8 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 TASKS = {
-    "tiny": Task(tiny, sgd, 500, "2 linear layers, 4 parameter tensors, SGD"),
-    "standard_net": Task(standard, adamw, 50, "the net that a generated project starts with, AdamW"),
+    "tiny": Task(tiny, sgd, "2 linear layers, 4 parameter tensors, SGD"),
+    "standard_net": Task(standard, adamw, "the net that a generated project starts with, AdamW"),
 }
 
 

@@ -182,7 +182,7 @@ ALONE = read(Drawing())
         {"batch_size": 7, "shuffle": False},
         {"num_workers": 1},
         {"num_workers": 2, "batch_size": 3},
-        {"num_workers": 2, "multiprocessing_context": "spawn"},
+        pytest.param({"num_workers": 2, "multiprocessing_context": "spawn"}, marks=pytest.mark.long),
     ],
     ids=str,
 )

@@ -173,6 +173,7 @@ def held(folder: Path) -> Iterator[None]:
     process.communicate()
 
 
+@pytest.mark.long
 def test_two_processes_never_take_each_others_run(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     with dying(monkeypatch, epoch=1):
         run(*AUTO)

@@ -168,6 +168,7 @@ def in_a_process_of_its_own(folder: Path, path: str, *words: str) -> subprocess.
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=590)
 
 
+@pytest.mark.long
 def test_without_a_compiler_one_line_says_so_before_training(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     done = in_a_process_of_its_own(tmp_path, str(tmp_path / "nothing"), *COMPILED)

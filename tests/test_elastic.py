@@ -68,6 +68,7 @@ def assert_same(run: Path, whole: Path) -> None:
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
 
 
+@pytest.mark.long
 def test_one_of_two_processes_is_killed_and_the_run_ends_by_itself(mortal: Path) -> None:
     two = (*RUN, "--devices", "2")
     whole = start("", *two, "--run_name", "whole")
@@ -132,6 +133,7 @@ def test_a_start_from_a_checkpoint_that_was_named_loses_nothing(mortal: Path, ru
     assert_same(LOGS / "version_0", LOGS / "whole")
 
 
+@pytest.mark.long
 def test_restarts_are_used_up(mortal: Path) -> None:
     killed = start("0:2 1:2", *RUN, "--max_restarts", "1")
     assert killed.returncode == 128 + signal.SIGKILL

@@ -179,6 +179,7 @@ def test_max_time_ends_well_and_the_run_goes_on(run: Callable) -> None:
     assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"] > steps
 
 
+@pytest.mark.long
 def test_a_job_that_is_preempted_is_requeued_and_ends_as_one_that_was_not(run: Callable, tmp_path: Path) -> None:
     words = (*SHORT, "--max_epochs", "12", "--report", "false")
     scontrol = tmp_path / "bin" / "scontrol"

@@ -66,6 +66,7 @@ def test_a_net_is_fine_tuned_on_ones_own_pictures_from_one_command(
     )
 
 
+@pytest.mark.long
 def test_a_net_of_torchvision_learns_ones_own_pictures(run: Callable, pictures: Path) -> None:
     words = ("--dataset", "folder_data", "--data.root", str(pictures), "--data.size", "32", "--max_epochs", "6")
     outcome = run(*words, "--model_name", "torchvision_net", "--model.name", "resnet18", "--batch_size", "32", *QUIET)

@@ -154,7 +154,7 @@ CASES += [(*both, name) for both in (*NETS, *DATASETS) for name in flags_of(*bot
 
 
 @pytest.mark.parametrize(("net", "dataset", "flag"), CASES, ids=lambda word: word)
-@examples(6)
+@examples(3)
 @given(draw=st.data())
 def test_any_value_of_any_flag(net: str, dataset: str, flag: str, draw: st.DataObject, attempt: Callable) -> None:
     value = draw.draw(values(flags_of(net, dataset)[flag]))
@@ -402,6 +402,7 @@ PATHS = ["best", "last", CHECKPOINT, RUN, f"{RUN}/config.yaml", "none.ckpt", "/d
 PATHS += [f"{'y' * 300}/checkpoints/best.ckpt", f"{CHECKPOINT}/x", "folder/checkpoints/best.ckpt", "\ud800", "a\0b"]
 
 
+@pytest.mark.long
 @examples(90)
 @given(
     command=st.sampled_from(COMMANDS),

@@ -72,6 +72,7 @@ def steps(file: Path) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(content) if row["train_loss_step"]]
 
 
+@pytest.mark.long
 def test_two_processes_are_one_run_and_other_commands_take_it_from_there(
     project: Path, run_in_project: Callable
 ) -> None:
@@ -107,6 +108,7 @@ def test_two_processes_are_one_run_and_other_commands_take_it_from_there(
     assert process.returncode == 0 and tested in out, err
 
 
+@pytest.mark.long
 def test_signals_reach_all_processes_which_save_and_go_on_later(project: Path) -> None:
     words = (*TWO, "--max_epochs", "500", "--ckpt_path", "auto")
     for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)):

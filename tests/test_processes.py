@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def start(project: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, *launcher, "main.py", *words]
@@ -62,6 +64,7 @@ def test_main_works_from_another_working_folder(project: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on_to_the_same_log(project: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--")
     words = ("--max_epochs", "4", "--limit_train_batches", "10", "--model.width", "4", "--log_every_n_steps", "2")

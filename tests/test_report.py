@@ -183,6 +183,7 @@ def test_from_a_checkpoint_alone(generated: Path, trained: Path, tmp_path: Path)
         assert re.findall(line, now)[:1] == re.findall(line, before)[:1] != []
 
 
+@pytest.mark.long
 def test_two_processes_count_every_sample_once(generated: Path, trained: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "moved.ckpt")
     main(generated, tmp_path, "report", "--ckpt_path", str(checkpoint), "--devices", "2", "--accelerator", "cpu")

@@ -86,6 +86,7 @@ def files(folder: Path) -> list[str]:
     return sorted(re.sub(r"tfevents.*", "tfevents", name) for name in names)
 
 
+@pytest.mark.long
 def test_several_processes_print_and_write_what_one_does(start: Callable, project: Path) -> None:
     outputs, left = [], []
     for processes in (1, 2, 4):

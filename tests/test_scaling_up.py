@@ -94,6 +94,7 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
+@pytest.mark.long
 def test_main_starts_two_processes_itself(start: Callable[..., subprocess.Popen[str]], project: Path) -> None:
     out = finished(start(*the("--devices 2"), *SMALL))
     assert out.count("epoch 2/2") == 1 and out.count("test_acc") == 1
@@ -119,6 +120,7 @@ def test_two_machines_meet(start: Callable[..., subprocess.Popen[str]], project:
     assert len(list((project / "logs/standard_net").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_a_sharded_checkpoint_becomes_one_file(start: Callable[..., subprocess.Popen[str]], project: Path) -> None:
     words = [word if word != "8" else "2" for word in the("--strategy fsdp")]
     finished(start(*words, *SMALL))

@@ -142,6 +142,7 @@ def test_all_training_samples_of_a_fold_are_augmented_and_no_others() -> None:
     assert all(torch.equal(val[0][0], val[0][0]) for _ in range(20))
 
 
+@pytest.mark.long
 def test_cross_validation_of_the_digits(run: Callable, tmp_path: Path) -> None:
     outcome = run("--num_folds", "5", "--fold", "all", "--enable_progress_bar", "false")
     assert outcome.code == 0, outcome.err

@@ -200,6 +200,7 @@ def test_the_signal_outside_of_training_puts_the_job_back_into_the_queue(
     assert requeued(project) == [f"requeue {name}"]
 
 
+@pytest.mark.long
 def test_the_signal_before_the_end_saves_and_requeues_and_the_next_start_goes_on(
     job: Callable[..., subprocess.Popen[str]], project: Path
 ) -> None:

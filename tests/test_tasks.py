@@ -256,6 +256,7 @@ def test_a_loss_that_would_train_nonsense_is_refused(loss: str, message: str, ru
     assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("targets", "count"), [("digit[:, None] / 9.0", 1), ("torch.stack([digit / 9.0, digit + 2000.0], 1)", 2)]
 )

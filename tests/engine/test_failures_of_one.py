@@ -158,6 +158,7 @@ def test_under_torchrun_itself_too_the_cause_comes_first() -> None:
     check_cause_first(err)
 
 
+@pytest.mark.long
 def test_processes_that_have_lost_torchrun_save_and_end() -> None:
     process = torchrun("orphan")
     assert process.stdout is not None

@@ -72,6 +72,7 @@ def test_two_processes_step_as_one(one: Results, two: Results, scenario: str) ->
         assert first["weights"] == second["weights"] and far(single["weights"], first["weights"]) < 1e-12
 
 
+@pytest.mark.long
 def test_four_processes_step_as_one(one: Results, four: Results) -> None:
     [single] = one["train"]
     for process in four["train"]:
@@ -79,6 +80,7 @@ def test_four_processes_step_as_one(one: Results, four: Results) -> None:
         assert far(single["weights"], process["weights"]) < 1e-12
 
 
+@pytest.mark.long
 def test_evaluation_counts_every_sample_once_where_batches_are_not_equally_many(
     one: Results, two: Results, four: Results
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_run_goes_on_within_an_epoch_and_a_window_with_the_same_bits(two: Resu
         assert process["far"] == [[0.0, False, True]] * 2
 
 
+@pytest.mark.long
 def test_a_run_goes_on_within_an_epoch_on_another_number_of_processes(
     one: Results, two: Results, four: Results
 ) -> None:
@@ -129,6 +132,7 @@ def test_files_of_any_name_keep_their_parts(folder: Path, two: Results) -> None:
     assert checkpoint.load(folder / "within2" / "9.pt")["state"]["total_batches"] == 9
 
 
+@pytest.mark.long
 def test_a_checkpoint_goes_on_on_another_number_of_processes(one: Results, two: Results, four: Results) -> None:
     straight = two["train"][0]
     for process in (*one["elsewhere"], *four["elsewhere"]):
@@ -149,6 +153,7 @@ def test_a_module_may_shard_parts_by_itself(two: Results) -> None:
     assert two["own"][0]["sharded"] == ["", "blocks.1"]
 
 
+@pytest.mark.long
 def test_tensor_parallel_groups_share_samples(one: Results, four: Results) -> None:
     [single] = one["train"]
     for process in four["tensor"]:
@@ -212,6 +217,7 @@ def best_of(saved: Path) -> str:
     return str(saved / state["best_model_path"])
 
 
+@pytest.mark.long
 def test_one_command_makes_one_file(saved: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "engine.consolidate", str(saved / "last.ckpt"), str(tmp_path / "whole.ckpt")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -212,6 +212,7 @@ USES: dict[str, Callable[[str], Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["end", "within"])
 def test_a_checkpoint_that_was_changed_anywhere_is_refused_or_fits(
     kind: str, good: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch

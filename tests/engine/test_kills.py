@@ -141,6 +141,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LONG = pytest.mark.long
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [2, pytest.param(1, marks=LONG), pytest.param(4, marks=LONG)])
 def test_after_every_kind_of_kill_a_run_goes_on(
     killed: Path, whole: list[dict[str, Any]], processes: int, tmp_path: Path

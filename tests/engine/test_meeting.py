@@ -166,6 +166,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.mark.long
 def test_a_port_in_use_is_told_in_one_line_and_nobody_hangs(port: int) -> None:
     ended = by_hand("join soon", [0, 1], port)
     assert [code for code, _ in ended.values()] == [1, 1]
@@ -174,12 +175,14 @@ def test_a_port_in_use_is_told_in_one_line_and_nobody_hangs(port: int) -> None:
     assert f"do not meet at 127.0.0.1:{port}, where another program may listen" in ended[1][1]
 
 
+@pytest.mark.long
 def test_where_nobody_answers_one_waits_for_a_while_and_says_so() -> None:
     [(code, err)] = by_hand("join soon", [1], port := free_port()).values()
     assert code == 1 and f"nobody answers at 127.0.0.1:{port}" in err.splitlines()[-1]
     assert "[c10d]" not in err
 
 
+@pytest.mark.long
 def test_the_first_process_waits_for_a_while_for_the_others() -> None:
     [(code, err)] = by_hand("join soon", [0], free_port()).values()
     assert code == 1 and "not all processes of the run have started" in err

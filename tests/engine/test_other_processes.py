@@ -125,6 +125,7 @@ SIZE, GLOBAL = 36, 8
 POINTS = [6, 8, 9, 10]
 
 
+@pytest.mark.long
 def test_weights_and_metrics_are_those_of_one_process_that_never_stopped() -> None:
     formats = {"32-true": 1e-6, "64-true": 1e-12}
 

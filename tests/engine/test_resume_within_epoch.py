@@ -132,11 +132,15 @@ def check_every_point(make: Any, points: slice = slice(None), **options: Any) ->
         assert events_again == events, file
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}], ids=str)
+NARROW = pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, NARROW], ids=str)
 def test_from_every_point_of_a_run(options: dict[str, Any]) -> None:
     check_every_point(lambda: DataLoader(Noisy(), 2, shuffle=True, collate_fn=blend), **options)
 
 
+@pytest.mark.long
 def test_with_an_average_of_the_weights_and_in_the_background() -> None:
     check_every_point(
         lambda: DataLoader(Noisy(), 2, shuffle=True), slice(None, None, 2), average=EMAWeightAveraging, async_save=True
@@ -222,13 +226,13 @@ class Batches:
         "subset",
         "replacement",
         "own",
-        "own, worker",
+        pytest.param("own, worker", marks=pytest.mark.long),
         "stream",
-        "stream, worker",
+        pytest.param("stream, worker", marks=pytest.mark.long),
         "keeps state",
-        "torchdata",
-        "torchdata, worker",
-        "torchdata, stream",
+        pytest.param("torchdata", marks=pytest.mark.long),
+        pytest.param("torchdata, worker", marks=pytest.mark.long),
+        pytest.param("torchdata, stream", marks=pytest.mark.long),
         "list",
     ],
 )

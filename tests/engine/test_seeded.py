@@ -75,7 +75,9 @@ ALONE = two_epochs()
         {"num_workers": 1},
         {"num_workers": 2, "prefetch_factor": 4},
         {"num_workers": 2, "persistent_workers": True},
-        {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True},
+        pytest.param(
+            {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True}, marks=pytest.mark.long
+        ),
     ],
     ids=str,
 )

@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # From the ground up; a module imports at run time from lower layers only, so there are no cycles.
 LAYERS = [
-    {"exceptions", "hooks", "untrusted", "older_names"},
+    {"exceptions", "hooks", "kinds", "shard_files", "untrusted", "older_names"},
     {"rendezvous"},
     {"distributed"},
     {"last_words", "fsdp", "seed", "callback", "meters", "precision", "signals", "strategies", "utilities", "export"},
@@ -117,11 +117,11 @@ def code_lines(path: Path) -> int:
 
 
 # What a run is made of. Around it: files and faults, programs of older versions, and what is chosen.
-CORE = {"", "arguments", "callback", "data", "datamodule", "evaluation", "exceptions", "hooks"}
+CORE = {"", "arguments", "callback", "data", "datamodule", "evaluation", "exceptions", "hooks", "kinds"}
 CORE |= {"lifecycle", "loops", "meters", "metrics", "module", "optim", "optimization", "precision", "reading"}
 CORE |= {"samples", "seed", "trainer", "trainer_properties"}
 # What several processes need.
-SEVERAL = {"distributed", "strategies", "fsdp", "shards", "consolidate", "elastic"}
+SEVERAL = {"distributed", "strategies", "fsdp", "shards", "shard_files", "consolidate", "elastic"}
 SEVERAL |= {"rendezvous", "alike", "last_words"}
 
 
@@ -155,6 +155,7 @@ def run(trainer: Trainer, batch: Tensor) -> None:
 """
 
 
+@pytest.mark.long
 def test_a_wrong_argument_of_a_hook_is_a_type_error(tmp_path: Path) -> None:
     file = tmp_path / "calls.py"
     file.write_text(CALLS)

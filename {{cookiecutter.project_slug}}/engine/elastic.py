@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from engine import distributed
 from engine.checkpoint import Checkpoint
 from engine.exceptions import MisconfigurationException
+from engine.kinds import is_metric
 from engine.meters import extreme
 from engine.seed import mix, restore_rng, seed_cpu
 
 if TYPE_CHECKING:
+    from torchmetrics import Metric
+
     from engine.trainer import Trainer
 
 # What may change within an epoch: how its samples are dealt out, not which ones they are.
@@ -132,7 +134,7 @@ def metrics(of_each: list[dict[str, Any]], parts: dict[str, Any], path: Path) ->
     """
     if len(of_each) > distributed.data_world_size():
         names = dict.fromkeys(name for states in of_each for name in states)
-        fixed = [name for name in names if isinstance(parts.get(name), Metric) and not _has_rules(parts[name])]
+        fixed = [name for name in names if is_metric(parts.get(name)) and not _has_rules(parts[name])]
         if fixed:
             raise MisconfigurationException(
                 f"checkpoint {path} cannot go on with fewer processes than {len(of_each)}: nobody knows how to merge "
@@ -141,7 +143,7 @@ def metrics(of_each: list[dict[str, Any]], parts: dict[str, Any], path: Path) ->
     merged: dict[str, Any] = {}
     for states in taken_over(of_each):
         for name, state in states.items():
-            known = name in merged and isinstance(parts.get(name), Metric)
+            known = name in merged and is_metric(parts.get(name))
             merged[name] = _merged(parts[name], merged[name], state) if known else state
     return merged
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.hooks import RemovableHandle
-from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException
+from engine.kinds import is_metric, is_sharded, is_spread
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 END: Any = object()
 NO_BATCH = (
@@ -46,12 +45,14 @@ def shard(module: nn.Module, mesh: DeviceMesh, precision: str, steps: Iterable[s
     Raises:
         MisconfigurationException: A parameter has no data yet.
     """
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    parts = [part for part in module.modules() if is_sharded(part)]
     covered = {id(p) for part in parts for p in part.parameters()}
     empty = [name for name, p in module.named_parameters() if p.is_meta]
     if empty:
         raise MisconfigurationException(f"parameter {empty[0]} is on the meta device; give it data in configure_model")
-    distributed.broadcast_tensors([t for t in (*module.parameters(), *module.buffers()) if not isinstance(t, DTensor)])
+    distributed.broadcast_tensors([t for t in (*module.parameters(), *module.buffers()) if not is_spread(t)])
     if not all(id(p) in covered for p in module.parameters()):
         narrow = torch.bfloat16 if precision == "bf16-mixed" else None
         wide = torch.float32 if precision.startswith("bf16") else None
@@ -66,7 +67,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, precision: str, steps: Iterable[s
         for block in [] if parts else repeated_blocks(module):
             fully_shard(block, mesh=data, mp_policy=policy)
         fully_shard(module, mesh=data, mp_policy=policy)
-    for step in steps if isinstance(module, FSDPModule) else ():
+    for step in steps if is_sharded(module) else ():
         if not hasattr(vars(module).get(step), "__wrapped__"):
             register_fsdp_forward_method(module, step)
 
@@ -100,13 +101,13 @@ def evaluated_together(module: nn.Module, batches: Iterable[T]) -> Iterator[T]:
     Raises:
         MisconfigurationException: This process has no batch at all, while others have.
     """
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    parts = [part for part in module.modules() if is_sharded(part)]
     if not parts:
         yield from batches
         return
     gathered: list[Callable[[], Any]] = []
     hooks = [hook for part in parts for hook in _noting(part, gathered)]
-    root = module if isinstance(module, FSDPModule) else None
+    root = module if is_sharded(module) else None
     iterator, began = iter(batches), False
     try:
         while distributed.any_of((batch := next(iterator, END)) is not END):
@@ -141,26 +142,28 @@ def _noting(part: Any, gathered: list[Callable[[], Any]]) -> list[RemovableHandl
 
 def _is_sharded(part: nn.Module) -> bool:
     """Whether the parameters that a part gathers by itself are in parts now."""
-    others = [other for other in part.modules() if other is not part and isinstance(other, FSDPModule)]
+    others = [other for other in part.modules() if other is not part and is_sharded(other)]
     inner = {id(p) for other in others for p in other.parameters()}
-    return any(isinstance(p, DTensor) for p in part.parameters() if id(p) not in inner)
+    return any(is_spread(p) for p in part.parameters() if id(p) not in inner)
 
 
 def count_samples_once(module: nn.Module) -> None:
     """Have torchmetrics objects merge over the processes that have samples of their own."""
     for part in module.modules():
-        if isinstance(part, Metric) and part.dist_sync_fn is None:
+        if is_metric(part) and part.dist_sync_fn is None:
             part.dist_sync_fn = _gather_of_samples
 
 
 def _gather_of_samples(result: Tensor, group: Any = None) -> list[Tensor]:
+    from torchmetrics.utilities.distributed import gather_all_tensors
+
     return distributed.one_of_each_group(gather_all_tensors(result, group))
 
 
 def clip_grad_norm(parameters: list[Tensor], most: float) -> None:
     """`torch.nn.utils.clip_grad_norm_`, also for gradients that are spread over processes, in whatever ways."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+    if not any(is_spread(gradient) for gradient in gradients):
         nn.utils.clip_grad_norm_(parameters, most)
         return
     parts = [as_local(gradient) for gradient in gradients]
@@ -175,7 +178,7 @@ def clip_grad_norm(parameters: list[Tensor], most: float) -> None:
 def _copies(tensor: Tensor) -> int:
     """How many processes have the same part of a tensor."""
     parts = 1
-    if isinstance(tensor, DTensor):
+    if is_spread(tensor):
         for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
             parts *= 1 if placement.is_replicate() else size
     return distributed.world_size() // parts
@@ -183,22 +186,24 @@ def _copies(tensor: Tensor) -> int:
 
 def as_plain(tensor: Tensor) -> Tensor:
     """The whole of a tensor; for one that is spread over processes, all of them must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
 def as_local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process has; a view."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_spread(tensor) else tensor
 
 
 def as_like(value: Any, like: Any) -> Any:
     """A whole tensor, the same in all processes, spread as another one is; also one that is spread otherwise."""
     if not isinstance(value, Tensor) or not isinstance(like, Tensor) or value.shape != like.shape:
         return value
-    if not isinstance(like, DTensor):
+    if not is_spread(like):
         return as_plain(value)
-    if isinstance(value, DTensor):
+    if is_spread(value):
         if value.device_mesh == like.device_mesh:
             return value.redistribute(like.device_mesh, like.placements)
         value = as_plain(value)
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

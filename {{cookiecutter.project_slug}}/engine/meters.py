@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Value = Tensor | float
 

@@ -11,16 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException
 from engine.hooks import find_batch_size
+from engine.kinds import is_metric
 from engine.meters import LogOptions, Meter, Value, fetch, merge, over_processes, scalar
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Scope(Enum):
@@ -99,7 +102,7 @@ class MetricStore:
             # A copy, because what was logged may be changed in place before the next flush.
             copied = value.detach().clone()
             meter.add(copied.reshape(()) if copied.ndim else copied, self._weight(meter.options, batch_size))
-        elif isinstance(value, Metric):
+        elif is_metric(value):
             meter.metric = value
             # A metric that was only updated has no value of its own for the step.
             if meter.options.on_step and value._forward_cache is not None:
@@ -116,6 +119,8 @@ class MetricStore:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
         stepped = [(key[0], m) for key, m in self.meters.items() if m.last is not None]
         found = [(m, m.last) for stage, m in stepped if stage == self.stage and m.loader in (None, self.loader)]
+        if not found:
+            return {}
         results = fetch(found)  # type: ignore[arg-type]
         if self.stage == "train":
             # Only in training do all processes run the same batches.

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
-from torchmetrics import Metric, MetricCollection
 
 from engine.distributed import all_gather_tensor, average_gradients, is_rank_zero, local_rank, rank, rank_zero_warn
 from engine.exceptions import MisconfigurationException
@@ -19,9 +17,13 @@ from engine.export import ExportMixin
 from engine.fsdp import clip_grad_norm
 from engine.hooks import DataHooks, ModelHooks, convert
 from engine.hparams import HyperparametersMixin
+from engine.kinds import is_collection
 from engine.meters import LogOptions
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torchmetrics import Metric
+
     from engine.callback import Callback
     from engine.trainer import Trainer
 
@@ -330,6 +332,6 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
         options |= {"prog_bar": prog_bar, "logger": logger, "on_step": on_step, "on_epoch": on_epoch}
         options |= {"reduce_fx": reduce_fx, "sync_dist": sync_dist, "batch_size": batch_size}
         # Members of a collection share their states, which are not to be copied for every batch.
-        of_collection = isinstance(dictionary, MetricCollection)
+        of_collection = is_collection(dictionary)
         for name, value in dictionary.items(**({"copy_state": False} if of_collection else {})):
             self.log(name, value, add_dataloader_idx=add_dataloader_idx, **options)

@@ -7,10 +7,10 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torchmetrics
 from torch import Tensor
 
 from engine.callback import Callback
@@ -175,10 +175,11 @@ def _find(module: str, name: str) -> Any:
         return sys.modules[f"{module}.{name}"]
     if name in NAMES:
         raise MissingName(f"{module}.{name} is not here; {NAMES[name]}")
-    metrics = torchmetrics.functional if ".functional" in module else torchmetrics
-    if module.startswith("engine.metrics") and name in metrics.__all__:
-        advice = f"write {metrics.__name__}.{name}, with task= and num_classes= for a classification"
-        raise MissingName(f"{module}.{name} is not here; {advice}")
+    if module.startswith("engine.metrics"):
+        metrics = import_module("torchmetrics.functional" if ".functional" in module else "torchmetrics")
+        if name in metrics.__all__:
+            advice = f"write {metrics.__name__}.{name}, with task= and num_classes= for a classification"
+            raise MissingName(f"{module}.{name} is not here; {advice}")
     if isinstance(sys.modules[module], _OlderModule) and name in TYPES:
         return Any
     places = ("engine", "engine.callbacks", "engine.loggers", "engine.profilers", "engine.distributed")

@@ -77,24 +77,26 @@ class Reader:
         self._finished = False
         count, size, end = self._extent(done, samples_done, self.count if count is None else count)
         read = self._start(mix(seed, epoch, 4, distributed.data_rank()), done)
-        batch = self._agreed(_next(read)) if done < count else END
+        batch = self._agreed(next(read, END)) if done < count else END
         following = None
         while batch is not END:
+            if type(batch) is Unreadable:
+                raise explained(RuntimeError(batch.line)) from RuntimeError(batch.details)
             following = None
             if self._ahead and done + 1 < count:
                 self._before_ahead = self._capture()
-                following = self._agreed(_next(read))
+                following = self._agreed(next(read, END))
                 if following is END and self._source is not None:
                     self._before_ahead = {**self._capture(), "ended": True}
             last = following is END or done + 1 == count
             samples_done = self.samples_done = min(samples_done + size, end)
             yield done, batch, last
             done += 1
-            batch = END if last else following if self._ahead else _next(read)
+            batch = END if last else following if self._ahead else next(read, END)
         if self._source is not None and count in (UNKNOWN, length(self.loader)):
             # Seen to its end, so that its state says so; where another process has ended the epoch, as far as it was.
             if following is not END:
-                _next(read)
+                next(read, END)
             self._finished = True
 
     def next_number(self, samples_done: int, window: int) -> int:
@@ -176,10 +178,11 @@ class Reader:
         """The batch, or END if another process has none: steps wait for each other."""
         return batch if not self._together or distributed.everywhere(batch is not END) else END
 
-    def _start(self, seed: int, done: int) -> Callable[[], Any]:
+    def _start(self, seed: int, done: int) -> Iterator[Any]:
         if self._ours:
-            self._iterator = iter(self.loader)
-            return self._iterator.__next__
+            here = not self.loader.num_workers and not self.loader.pin_memory
+            self._iterator = read_here(self.loader) if here else iter(self.loader)
+            return self._iterator
         self._apart(lambda: seed_cpu(seed))
         resumed, self._resumed = self._resumed, None
         within = bool(done)
@@ -199,13 +202,22 @@ class Reader:
             # After `iter`, which draws the order as at the epoch's start; a new epoch has new random numbers.
             random = resumed["random"]
             self._apart(lambda: restore_rng(random))
+        apart = self._read_apart(iterator)
         begin, told = time.monotonic(), False
         for number in range(done):
-            if _next(lambda: self._apart(iterator.__next__)) is END:
+            if next(apart, END) is END:
                 break
             if not told and (told := time.monotonic() - begin > PATIENCE):
                 print(f"reading the first {done} batches of the epoch again, {number + 1} so far", flush=True)
-        return lambda: self._apart(iterator.__next__)
+        return apart
+
+    def _read_apart(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self._random:
+                batch = next(iterator, END)
+            if batch is END:
+                return
+            yield batch
 
     def _apart(self, work: Callable[[], Any]) -> Any:
         """Work under the random numbers of this loader alone."""
@@ -222,14 +234,13 @@ class Reader:
         }
 
 
-def _next(read: Callable[[], Any]) -> Any:
-    try:
-        batch = read()
-    except StopIteration:
-        return END
-    if isinstance(batch, Unreadable):
-        raise explained(RuntimeError(batch.line)) from RuntimeError(batch.details)
-    return batch
+def read_here(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a prepared `DataLoader` gives without workers, sooner: torch records every batch for its profiler."""
+    dataset: Any = loader.dataset
+    if loader.batch_sampler is None:
+        return map(loader.collate_fn, map(dataset.__getitem__, loader.sampler))
+    # The dataset has made a batch of its samples.
+    return map(dataset.__getitems__, loader.batch_sampler)
 
 
 def start_epoch(loader: Any, seed: int, epoch: int, samples_done: int = 0) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
-from torchmetrics import Metric, MetricCollection
 
 from engine import distributed, elastic
 from engine.callback import Callback
@@ -25,6 +24,7 @@ from engine.faults import check_losses, writing_logs
 from engine.fsdp import as_like
 from engine.hooks import is_overridden, move_to_device
 from engine.hparams import plain_hparams
+from engine.kinds import is_collection, is_metric
 from engine.reading import own_sampler
 from engine.seed import capture_rng
 
@@ -243,7 +243,7 @@ def _check_kind(saved: Any, own: Any) -> None:
 
 
 def _restore_metric(metric: Any, saved: dict[str, Any]) -> None:
-    if isinstance(metric, Metric):
+    if is_metric(metric):
         if type(saved["updates"]) is not int or saved["values"].keys() != metric._defaults.keys():
             raise TypeError(f"{sorted(metric._defaults)} expected")
         for name, value in saved["values"].items():
@@ -333,8 +333,8 @@ def _order(t: Trainer) -> dict[str, Any]:
 
 def _metric_states(t: Trainer) -> dict[str, Any]:
     for part in t.module.modules():
-        if isinstance(part, MetricCollection):
+        if is_collection(part):
             # Members of a compute group share states that only the first of them keeps up to date.
             list(part.items(copy_state=False))
-    updated = {n: m for n, m in t.module.named_modules() if isinstance(m, Metric) and m._update_count}
+    updated = {n: m for n, m in t.module.named_modules() if is_metric(m) and m._update_count}
     return {name: {"values": dict(m.metric_state), "updates": m._update_count} for name, m in updated.items()}

@@ -1,21 +1,18 @@
 """Checkpoints of sharded parameters: the file that they are known by, and beside it a folder with their parts.
 
 `best.ckpt` is a checkpoint like any other, but for tensors that are spread over processes: those lie in
-`shards/<name>/`, in the format of torch.distributed.checkpoint, to which every process writes what it has. The file
-names its folder, and the size and checksum of everything in it. It is written last: before, there is no checkpoint,
-and a folder that no file names is removed.
+`shards/<name>/`, to which every process writes what it has (see `shard_files.py`). The file names its folder, and the
+size and checksum of everything in it. It is written last: before, there is no checkpoint, and a folder that no file
+names is removed.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
-import pickle
 import re
 import shutil
 import uuid
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,26 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from engine import distributed
 from engine.exceptions import DamagedCheckpoint, explained
+from engine.kinds import is_spread
 from engine.untrusted import check_pickle
 
 # Where parts lie, and what a checkpoint has of them: the folder's name, and what is in it.
 FOLDER = "shards"
 NAME = re.compile(rb"shards/step=\d+-[0-9a-f]{8}")
-# All that the description of a folder may be made of.
-PLAIN = re.compile(
-    r"torch\.distributed\.checkpoint\.metadata\.(Metadata|MetadataIndex|StorageMeta|TensorStorageMetadata"
-    r"|ChunkStorageMetadata|TensorProperties|_MEM_FORMAT_ENCODING)|torch\.distributed\.checkpoint\.filesystem\._StorageInfo"
-    r"|torch\.(Size|serialization\._get_layout|[a-z]+\d+\w*)|pathlib\.\w*Path"
-)
 Checkpoint = dict[str, Any]
 # Where a tensor is to be put: by the keys that lead to it, and one of its size and type.
 Place = Callable[[tuple[Any, ...], Tensor], Tensor]
@@ -63,17 +49,19 @@ def write(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     Raises:
         OSError: A process could not write its part; raised in all of them. Nothing refers to what others have written.
     """
-    spread = {keys: value for keys, value in _tensors(checkpoint) if isinstance(value, DTensor)}
+    spread = {keys: value for keys, value in _tensors(checkpoint) if is_spread(value)}
     if not spread:
         return checkpoint
+    from engine.shard_files import save_parts
+
     name = distributed.broadcast(f"{FOLDER}/step={checkpoint['global_step']}-{uuid.uuid4().hex[:8]}")
     target, first = folder / name, distributed.is_rank_zero()
     reason, own = None, {}
     try:
-        save({repr(keys): value for keys, value in spread.items()}, checkpoint_id=target)
+        save_parts({repr(keys): value for keys, value in spread.items()}, target)
         written = [*target.glob(f"__{distributed.rank()}_*"), *([target / ".metadata"] if first else [])]
         own = {file.name: checksum(file) for file in written}
-    except (OSError, CheckpointException) as error:
+    except OSError as error:
         reason = _reason(error)
     told = distributed.all_gather((own, reason))
     files = {name: about for parts, _ in told for name, about in parts.items()}
@@ -128,6 +116,8 @@ def read(checkpoint: Checkpoint, path: Path, place: Place | None = None, whole: 
     """
     if FOLDER not in checkpoint:
         return checkpoint
+    from engine.shard_files import load_parts
+
     with _blaming(path):
         about = checkpoint[FOLDER]
         if not NAME.fullmatch(about["folder"].encode()):
@@ -141,18 +131,14 @@ def read(checkpoint: Checkpoint, path: Path, place: Place | None = None, whole: 
         if size > sum(length for length, _ in about["files"].values()):
             raise ValueError("its tensors are larger than its parts")
         filled = {keys: torch.empty_like(v, device="cpu") if place is None else place(keys, v) for keys, v in stated}
-        with warnings.catch_warnings():
-            # Without a process group it says that there is none.
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            into = {repr(keys): value for keys, value in filled.items()}
-            load(into, storage_reader=_PlainReader(folder), no_dist=True)
+        load_parts({repr(keys): value for keys, value in filled.items()}, folder)
     rest = {key: value for key, value in checkpoint.items() if key != FOLDER}
     return dict(_replaced(rest, filled))
 
 
 def like(module: nn.Module) -> Place:
     """Put tensors where the module has those of the same name, or else one of the same size."""
-    own = {name: value for name, value in module.state_dict().items() if isinstance(value, DTensor)}
+    own = {name: value for name, value in module.state_dict().items() if is_spread(value)}
     by_size = {tuple(value.shape): value for value in reversed(own.values())}
 
     def place(keys: tuple[Any, ...], stated: Tensor) -> Tensor:
@@ -216,23 +202,6 @@ def checksum(file: Path) -> list[int]:
     return [size, checksum]
 
 
-class _PlainReader(FileSystemReader):
-    """Reads the description of a folder without running code that might be in it."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What torch's own does by a plain `pickle.load`."""
-        content = Path(self.path, ".metadata").read_bytes()
-        metadata: Metadata = _PlainUnpickler(io.BytesIO(content)).load()
-        return metadata
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if not PLAIN.fullmatch(f"{module}.{name}"):
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
 @contextmanager
 def _blaming(path: Path) -> Iterator[None]:
     """Around reading parts: whatever goes wrong there is their fault."""
@@ -240,7 +209,7 @@ def _blaming(path: Path) -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except (Exception, CheckpointException) as error:
+    except Exception as error:
         raise DamagedCheckpoint(f"the parts of checkpoint {path} are damaged ({_reason(error)})") from error
 
 
@@ -264,8 +233,5 @@ def _replaced(value: Any, tensors: dict[tuple[Any, ...], Tensor], keys: tuple[An
     return value
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException) and error.failures:
-        # The error of one process, and its traceback.
-        error = next(iter(error.failures.values()))[0]
+def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from engine import distributed, loops, resume
 from engine.callback import Callback
 from engine.exceptions import MisconfigurationException
+from engine.kinds import is_metric
 from engine.metrics import MetricStore
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _everything_kept(t: Trainer) -> Iterator[None]:
         for name, value in _tensors(t.module).items():
             value.data.copy_(tensors[name])
         t.module.zero_grad()
-        for metric in [part for part in t.module.modules() if isinstance(part, Metric)]:
+        for metric in [part for part in t.module.modules() if is_metric(part)]:
             metric.reset()
         for part, state in zip(stateful, states, strict=True):
             part.load_state_dict(state)
