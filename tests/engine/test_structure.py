@@ -130,8 +130,8 @@ def test_the_engine_stays_small() -> None:
     extra = [path for path in FILES if name_of(path).split(".")[0] in ("callbacks", "loggers", "profilers")]
     several = [path for path in FILES if name_of(path) in SEVERAL]
     around = [path for path in FILES if path not in (*core, *extra, *several)]
-    parts = {"core": (core, 2935), "around it": (around, 1500), "callbacks, loggers, profilers": (extra, 2115)}
-    parts["several processes"] = (several, 1000)
+    parts = {"core": (core, 2965), "around it": (around, 1500), "callbacks, loggers, profilers": (extra, 2115)}
+    parts["several processes"] = (several, 1015)
     for name, (paths, most) in parts.items():
         code = sum(map(code_lines, paths))
         print(f"\n{name}: {code} lines of code, {sum(map(lines, paths))} with docstrings, comments and blank lines")

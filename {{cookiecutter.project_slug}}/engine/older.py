@@ -175,7 +175,7 @@ def _find(module: str, name: str) -> Any:
         return sys.modules[f"{module}.{name}"]
     if name in NAMES:
         raise MissingName(f"{module}.{name} is not here; {NAMES[name]}")
-    if module.startswith("engine.metrics"):
+    if module.startswith("engine.metrics") and not name.startswith("_"):
         metrics = import_module("torchmetrics.functional" if ".functional" in module else "torchmetrics")
         if name in metrics.__all__:
             advice = f"write {metrics.__name__}.{name}, with task= and num_classes= for a classification"
