@@ -27,6 +27,8 @@ PATIENCE = 300.0
 ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TERM": "xterm-256color"}
 # Nothing is written beside the code: cookiecutter copies whatever lies in the template folder.
 ALONE["PYTHONPYCACHEPREFIX"] = str(HERE.parent / ".cache" / "pycache")
+# Nobody is to compile libraries in every start.
+ALONE["PYTHONDONTWRITEBYTECODE"] = ""
 
 
 class Lap(NamedTuple):

@@ -47,7 +47,7 @@ def check_losses(t: Trainer) -> None:
         return
     losses, t.losses = t.losses, []
     for (epoch, batch_idx, step, _), value in zip(
-        losses, torch.cat([loss.reshape(1) for *_, loss in losses]).tolist(), strict=True
+        losses, torch.stack([loss.reshape(()) if loss.ndim else loss for *_, loss in losses]).tolist(), strict=True
     ):
         if math.isfinite(value):
             continue

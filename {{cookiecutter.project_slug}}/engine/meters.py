@@ -41,7 +41,7 @@ class Meter:
         weight: Number of samples behind `total`.
         metric: The torchmetrics object that was logged, which keeps the epoch's value itself.
         home: The loader in which it was first logged, whether its name says so or not; None outside loaders.
-        given: The options as they were first given, before defaults.
+        given: The values of the options as they were first given, before defaults.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Meter:
     weight: float = 0.0
     metric: Metric | None = None
     home: str | None = None
-    given: LogOptions | None = None
+    given: tuple[Any, ...] | None = None
 
     def label(self, suffix: str = "") -> str:
         """Full name; the suffix "_step" or "_epoch" counts only where both of these values are logged."""

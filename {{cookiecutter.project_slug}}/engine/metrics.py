@@ -76,9 +76,9 @@ class MetricStore:
             self.samples[self.loader] += self._size() or 1
 
     def log(
-        self, name: str, value: Value | Metric, options: LogOptions, batch_size: int | None, add_dataloader_idx: bool
+        self, name: str, value: Value | Metric, given: tuple[Any, ...], batch_size: int | None, add_dataloader_idx: bool
     ) -> None:
-        """Record a value; the arguments are those of `Module.log`."""
+        """Record a value; `given` are `LogOptions` before defaults, the other arguments those of `Module.log`."""
         scope = self.scope
         if scope is None:
             raise MisconfigurationException(
@@ -87,10 +87,10 @@ class MetricStore:
         key = (self.stage, scope, name, self.loader if add_dataloader_idx else None)
         meter = self.meters.get(key)
         if meter is None:
-            resolved = _resolve(scope, options)
+            resolved = _resolve(scope, LogOptions(*given))
             _check(name, scope, resolved)
-            meter = self.meters[key] = Meter(name, key[3], resolved, home=self.loader, given=options)
-        elif meter.given != options and meter.options != _resolve(scope, options):
+            meter = self.meters[key] = Meter(name, key[3], resolved, home=self.loader, given=given)
+        elif meter.given != given and meter.options != _resolve(scope, LogOptions(*given)):
             raise MisconfigurationException(
                 f"self.log({name!r}, ...) was called before with other options ({meter.options}); give the same ones"
             )
@@ -101,14 +101,15 @@ class MetricStore:
                 )
             # A copy, because what was logged may be changed in place before the next flush.
             copied = value.detach().clone()
-            meter.add(copied.reshape(()) if copied.ndim else copied, self._weight(meter.options, batch_size))
+            weight = self._weight(meter.options, batch_size) if meter.options.on_epoch else 1.0
+            meter.add(copied.reshape(()) if copied.ndim else copied, weight)
         elif is_metric(value):
             meter.metric = value
             # A metric that was only updated has no value of its own for the step.
             if meter.options.on_step and value._forward_cache is not None:
                 meter.last = scalar(name, value._forward_cache)
         elif isinstance(value, Real):
-            meter.add(float(value), self._weight(meter.options, batch_size))
+            meter.add(float(value), self._weight(meter.options, batch_size) if meter.options.on_epoch else 1.0)
         else:
             raise MisconfigurationException(
                 f"self.log({name!r}, ...) was given a {type(value).__name__}; log a number, a tensor of one element "
@@ -263,7 +264,7 @@ class MetricStore:
 
     def _weight(self, options: LogOptions, batch_size: int | None) -> float:
         at_end = self.scope is Scope.EPOCH and batch_size is None
-        if at_end or not options.on_epoch or options.reduce_fx != "mean":
+        if at_end or options.reduce_fx != "mean":
             return 1.0
         size = self._size() if batch_size is None else batch_size
         if size is None:

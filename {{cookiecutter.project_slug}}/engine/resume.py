@@ -96,7 +96,11 @@ def _of_all(t: Trainer, name: str, own: Any) -> list[Any]:
     """What each process with samples of its own has."""
     # Gradients of parameters that are spread over processes are spread, too.
     spread = name == "gradients" and t.device_mesh is not None
-    return [own] if spread else distributed.one_of_each_group(distributed.all_gather(move_to_device(own, CPU)))
+    if spread:
+        return [own]
+    # Not without need: the state of random numbers has thousands of parts to look at.
+    here = own if t.device == CPU else move_to_device(own, CPU)
+    return distributed.one_of_each_group(distributed.all_gather(here))
 
 
 def moment(t: Trainer) -> Checkpoint:
