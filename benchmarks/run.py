@@ -17,7 +17,7 @@ from pathlib import Path
 
 import environments
 from figure import draw
-from tables import RESULTS, commit, machine, recorded
+from tables import RESULTS, commits, machine, recorded
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "speed.md"
@@ -28,16 +28,16 @@ QUICK = ("step", "epoch", "start", "scale")
 PARTS = (*QUICK, "account", "loader", "ddp", "gpu", "saving", "report")
 
 
-def page(parts: list[str]) -> str:
+def page() -> str:
     """Everything that was recorded, as Markdown."""
-    tables = [table.markdown() for part in parts for table in recorded(part)]
+    tables = [table.markdown() for part in PARTS for table in recorded(part)]
     return "\n".join([setting(), *tables])
 
 
 def setting() -> str:
-    """Machine, versions and date, as a sentence."""
+    """Machine, versions, commits and date, as a sentence."""
     peers = ", ".join(f"{name} {version}" for name, version in environments.versions().items())
-    when = f"commit {commit() or 'unknown'}, {time.strftime('%Y-%m-%d')}"
+    when = f"commit {', '.join(commits(PARTS))}, {time.strftime('%Y-%m-%d')}"
     return f"{machine()}; {peers or 'no peers'}; {when}.\n"
 
 
@@ -73,17 +73,18 @@ def main() -> None:
         if subprocess.run([sys.executable, str(HERE / f"{part}.py"), *words]).returncode:
             failed.append(part)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    text = page(chosen)
+    text = page()
     (RESULTS / "results.md").write_text(text, encoding="utf-8")
-    everything = {part: [asdict(table) for table in recorded(part)] for part in chosen}
+    everything = {part: [asdict(table) for table in recorded(part)] for part in PARTS}
     (RESULTS / "results.json").write_text(json.dumps({"setting": setting(), **everything}, indent=1), encoding="utf-8")
     pictures = draw(recorded("step"), RESULTS)
     print(setting())
     if failed:
         sys.exit(f"error: {', '.join(failed)} failed, as said above; nothing was published")
     if arguments.publish:
-        if arguments.only or arguments.quick or not pictures:
-            sys.exit("error: only a whole run is published; leave out --only and --quick")
+        # A part may be renewed by itself; what the page shows of the others is what they recorded.
+        if arguments.quick or not pictures:
+            sys.exit("error: a quick run is not published, nor one without the part step; leave out --quick")
         publish(f"![CPU time of a step, in steps of a loop written by hand](images/{PICTURE.name})\n\n{text}")
         shutil.copy(pictures[0], PICTURE)
     print(f"tables and plot  {RESULTS}")

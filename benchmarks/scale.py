@@ -221,8 +221,8 @@ def memory(steps: int) -> Table:
     """What steps leave behind, with a value logged in each."""
     warm = steps // 10
     looks = Memory((warm, warm + steps))
-    batches = batches_of(64, 1)
-    endless = Turns(lambda: None, batches, warm + steps)
+    # One block, since blocks leave their times behind.
+    endless = Turns(lambda: None, batches_of(64, 1) * (warm + steps), 1)
     with tempfile.TemporaryDirectory() as folder:
         logger: Any = CSVLogger(folder)
         trainer = engine.Trainer(accelerator="cpu", logger=logger, callbacks=[looks], max_epochs=1, **QUIET)

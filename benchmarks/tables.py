@@ -123,14 +123,22 @@ def record(part: str, tables: Sequence[Table]) -> None:
     for table in tables:
         table.show()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{part}.json").write_text(json.dumps([asdict(table) for table in tables], indent=1), encoding="utf-8")
+    content = {"commit": commit(), "tables": [asdict(table) for table in tables]}
+    (RESULTS / f"{part}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def recorded(part: str) -> list[Table]:
     """What `record` has written; empty if nothing."""
     path = RESULTS / f"{part}.json"
-    tables = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    tables = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.is_file() else []
     return [Table(**{**table, "rows": [Row(**row) for row in table["rows"]]}) for table in tables]
+
+
+def commits(parts: Sequence[str]) -> list[str]:
+    """The commits at which parts were recorded."""
+    files = [RESULTS / f"{part}.json" for part in parts]
+    found = [json.loads(file.read_text(encoding="utf-8"))["commit"] for file in files if file.is_file()]
+    return [*dict.fromkeys(name or "unknown" for name in found)]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
