@@ -1,6 +1,6 @@
 # Every target sets up what it needs: Python 3.11 or newer and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint chaos bench picture clean
+.PHONY: help demo test test-all lint combinations chaos bench picture clean
 
 TEMPLATE := {{cookiecutter.project_slug}}
 STAMP := .venv/.installed
@@ -17,6 +17,7 @@ help:
 	@echo "make test     run the tests of the template"
 	@echo "make test-all run the long ones, too: many processes that are started and killed"
 	@echo "make lint     check style and types"
+	@echo "make combinations  put a project of every combination of answers through what its user does"
 	@echo "make chaos    kill training runs over 100 times, and check that they end as if nobody had"
 	@echo "make bench    race the Trainer against a loop written by hand and against its peers; PUBLISH=1 renews docs/speed.md"
 	@echo "make picture  take the pictures of make demo and its report that the README shows (needs Chromium)"
@@ -45,6 +46,9 @@ lint: $(STAMP)
 # The peers get environments of their own below build/peers, which this makes once. PUBLISH=1 renews docs/speed.md.
 bench: $(STAMP)
 	.venv/bin/python benchmarks/run.py $(if $(PUBLISH),--publish) $(ARGS)
+
+combinations: $(STAMP)
+	.venv/bin/python tools/combinations.py
 
 chaos: $(STAMP)
 	.venv/bin/python tools/chaos.py $(ARGS)

@@ -1,10 +1,46 @@
-"""Remove what does not belong into a new project, and say which commands come next. Standard library only."""
+"""Remove what was not asked for from a new project, and say which commands come next. Standard library only."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+
+PICTURES = ["model/torchvision_net.py", "data/torchvision_data.py", "data/folder_data.py", "configs/fashion_mnist.yaml"]
+DIGITS = ["data/digits.npz", "data/digits.md"]
+TABLES = ["model/mlp.py", "data/csv_data.py"]
+# What a project does without, by an answer. What tasks have in its place lies in tasks/.
+WITHOUT = {
+    "image_classification": [],
+    "tabular_regression": [*PICTURES, *DIGITS],
+    "language_model": [*PICTURES, *DIGITS, *TABLES, "utils/augmentation.py"],
+    "GitHub": [".gitlab-ci.yml"],
+    "GitLab": [".github"],
+    "none": [".gitlab-ci.yml", ".github"],
+}
+LEARNS = {
+    "image_classification": "the example net on real digits",
+    "tabular_regression": "the example net on a real table",
+    "language_model": "the example net on a real text",
+}
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def choose_files(answers: dict[str, str]) -> None:
+    """Remove what the answers do without, and put the task's own files in their places."""
+    for name in [*WITHOUT[answers["task"]], *WITHOUT[answers["ci"]]]:
+        remove(Path(name))
+    own = Path("tasks", answers["task"])
+    for file in sorted(path for path in own.rglob("*") if path.is_file()):
+        file.replace(file.relative_to(own))
+    remove(Path("tasks"))
 
 
 def remove_caches() -> None:
@@ -16,18 +52,23 @@ def remove_caches() -> None:
 
 def main() -> None:
     """Tidy up, then print the first commands of the new project."""
-    remove_caches()
     answers = json.loads(r"""{{ cookiecutter | tojson }}""")
+    remove_caches()
+    choose_files(answers)
+    commands = {
+        f"cd {answers['project_slug']}": "",
+        "git init && git add . && git commit -m 'New project'": "so that every run notes its code",
+        "make train": f"sets up .venv, then trains {LEARNS[answers['task']]}",
+    }
+    width = max(map(len, list(commands)[1:]))
+    lines = [f"  {command:<{width}}  {'# ' if about else ''}{about}".rstrip() for command, about in commands.items()]
     print(
         "",
-        "Your project is ready. Next (make first installs what is needed into .venv):",
+        "Your project is ready. Next:",
         "",
-        f"  cd {answers['project_slug']}",
-        "  make train    # trains the example net on real digits",
-        "  make test     # checks every net and dataset",
+        *lines,
         "",
         "README.md tells how to add your own net and data.",
-        "",
         sep="\n",
     )
 

@@ -15,6 +15,11 @@ import unicodedata
 
 LONGEST = {"project_name": 100, "project_slug": 64, "description": 300, "author_name": 100}
 MAY_BE_EMPTY = {"description"}
+# Cookiecutter itself refuses other answers to these.
+CHOICES = ("license", "task", "ci")
+
+# For what has nothing in it that could be kept.
+INSTEAD = {"project_name": "My Project", "project_slug": "my-project", "description": "", "author_name": "Your Name"}
 
 # The slug names a folder on every system and the project in pyproject.toml (PEP 508).
 SLUG = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -70,11 +75,20 @@ def slug_fault(slug: str) -> str | None:
     return None
 
 
+def corrected(key: str, value: str) -> str:
+    """An answer that is allowed, as near to a faulty one as can be."""
+    if key != "project_slug":
+        text = "".join(" " if text_fault("description", letter) else letter for letter in value)
+        return " ".join(text.split())[: LONGEST[key]].strip() or INSTEAD[key]
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("._-")[: LONGEST[key] - len("-project")].strip("._-")
+    return slug if slug and not slug_fault(slug) else f"{slug.split('.')[0]}-project" if slug else INSTEAD[key]
+
+
 def find_faults(answers: dict[str, str]) -> list[str]:
     """Say what is wrong with the answers and what to do about it.
 
     Args:
-        answers: Every answer by the name of its question. The license is a choice, which cookiecutter checks.
+        answers: Every answer by the name of its question. Choices are checked by cookiecutter.
 
     Returns:
         One line for each faulty answer (what was given, what is allowed), then how to go on. Empty when all
@@ -87,11 +101,10 @@ def find_faults(answers: dict[str, str]) -> list[str]:
             faults[key] = f"error: {key} is {answers[key]!r}: {fault}."
     if not faults:
         return []
-    good = [f"{key}={answers[key]}" for key in (*LONGEST, "license") if key not in faults]
-    return [
-        *faults.values(),
-        f"Nothing was generated. To keep the good answers, add them to your command: {shlex.join(good)}",
-    ]
+    given = {key: corrected(key, answers[key]) if key in faults else answers[key] for key in (*LONGEST, *CHOICES)}
+    template = answers.get("_template", "gh:org/cookiecutter-torch-trainer")
+    command = ["cookiecutter", template, "--no-input", *(f"{key}={value}" for key, value in given.items())]
+    return [*faults.values(), f"Nothing was generated. This would be, with answers that can: {shlex.join(command)}"]
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[1]
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 GOOD = {"project_name": "P", "project_slug": "p", "description": "", "author_name": "A", "license": "MIT"}
+GOOD |= {"task": "language_model", "ci": "none"}
 
 ODD_TEXTS = [
     'It\'s "quoted" \'\'\'thrice\'\'\' """and more"""',
@@ -95,7 +97,7 @@ def test_bad_text_is_refused_and_leaves_nothing(key, text, generate, tmp_path, c
     assert list(tmp_path.iterdir()) == []
     error = capfd.readouterr().err.splitlines()
     assert error[0].startswith(f"error: {key} is {text!r}: ") and "allowed" in error[0]
-    assert len(error) == 2 and "project_slug=p" in error[1]
+    assert len(error) == 2 and "project_slug=p" in error[1] and "cookiecutter " in error[1]
 
 
 @pytest.mark.parametrize("slug", ODD_SLUGS)
@@ -114,7 +116,8 @@ def test_bad_slugs_are_refused_and_leave_nothing(slug, generate, tmp_path, capfd
 
 def test_all_faults_are_told_at_once(hook):
     lines = hook.find_faults(
-        {
+        GOOD
+        | {
             "project_name": " ",
             "project_slug": "..",
             "description": "x" * 301,
@@ -124,7 +127,25 @@ def test_all_faults_are_told_at_once(hook):
     )
     questions = ["project_name", "project_slug", "description", "author_name"]
     assert [line.split()[1] for line in lines[:-1]] == questions
-    assert lines[-1].endswith(": license=MIT")
+    assert "license=MIT" in lines[-1]
+
+
+@pytest.mark.parametrize("slug", [*BAD_SLUGS, "é" * 99, "x" * 999, "a/../b"])
+def test_a_refused_slug_comes_back_corrected_in_a_command_to_paste(slug, hook):
+    *_, last = hook.find_faults(GOOD | {"project_slug": slug, "_template": "some where/it"})
+    words = shlex.split(last.split(": ", 1)[1])
+    assert words[:3] == ["cookiecutter", "some where/it", "--no-input"]
+    answers = dict(word.split("=", 1) for word in words[3:])
+    assert answers.keys() == GOOD.keys() and hook.find_faults(answers) == []
+
+
+@settings(deadline=None)
+@given(st.fixed_dictionaries({key: st.text(max_size=400) for key in list(GOOD)[:4]}))
+def test_any_answers_are_good_or_come_back_corrected(hook, answers):
+    lines = hook.find_faults(GOOD | answers)
+    if lines:
+        words = shlex.split(lines[-1].split(": ", 1)[1])[3:]
+        assert hook.find_faults(dict(word.split("=", 1) for word in words)) == []
 
 
 def test_command_line_refusal_is_clear(template, user_config, tmp_path):
@@ -155,7 +176,7 @@ def test_replayed_answers_are_checked_by_the_hook(template, user_config, tmp_pat
 
 
 def test_a_typed_answer_is_never_run_as_jinja(template, user_config, tmp_path):
-    typed = ["{{ 7 * 7 }}", "", "{% include 'x' %} {{ cookiecutter }} {#", '"""', "3"]
+    typed = ["{{ 7 * 7 }}", "", "{% include 'x' %} {{ cookiecutter }} {#", '"""', "3", "2", "2"]
     options = ["--config-file", str(user_config), "--output-dir", str(tmp_path)]
     command = [sys.executable, "-m", "cookiecutter", *options, str(template)]
     environment = os.environ | {"PYTHONUTF8": "1"}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.folder_data import SPLIT_WORDS
 from utils.augmentation import take
 from utils.pictures import describe_reading, read_picture
+from utils.splits import SPLIT_WORDS
 from utils.tables import Table
 
 TASKS = ("multiclass", "binary", "multilabel", "regression")

@@ -9,10 +9,7 @@ from typing import Any, Literal
 from torch.utils.data import Dataset
 
 from utils.pictures import PICTURES, describe_reading, files_below, read_picture
-
-# The words by which folders and tables name the splits, in any case.
-SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLIT_WORDS |= {"test": "test", "testing": "test", "predict": "predict"}
+from utils.splits import SPLIT_WORDS
 
 
 class FolderData(Dataset[Any]):

@@ -21,6 +21,9 @@ from engine.samples import sample_uniform
 from engine.seed import seed_everything
 from engine.trainer import Trainer
 
+# Semantic versioning of the engine's public names: a new major number where code of yours may have to change.
+__version__ = "0.1.0"
+
 LightningModule = Module
 LightningDataModule = DataModule
 find_older_names(Trainer)

@@ -17,6 +17,9 @@ from utils.samples import class_per_sample, per_sample, plain, with_augment
 
 # Share of the samples that a dataset without a validation or test split gives to each.
 DEFAULT_FRACTION = 0.1
+# The words by which folders and tables name the splits, in any case.
+SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_WORDS |= {"test": "test", "testing": "test", "predict": "predict"}
 
 
 def split(
