@@ -1,0 +1,268 @@
+"""The documentation: links lead somewhere, code is code, commands are understood, and translations say the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LANGUAGES = ["ja", "zh-CN", "zh-TW"]
+BLOCK = re.compile(r"(?:(?P<before>[^\n]+)\n+)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S)
+# Above a block that cannot be run here: the reason, and which lines that is, by words in them; default: all.
+MARK = re.compile(r"<!-- not run \((?P<reason>[^)]+)\)(?:: (?P<words>.*))? -->")
+
+
+class Block(NamedTuple):
+    """A block.
+
+    Attributes:
+        language: What stands behind the first three quotes.
+        text: What stands between.
+        skipped: Words in lines that nobody can run here, from a comment above it; None where that is all of them.
+        file: Where the reader is told to save it.
+    """
+
+    language: str
+    text: str
+    skipped: tuple[str, ...] | None
+    file: str | None
+
+
+def blocks(path: Path) -> list[Block]:
+    """All blocks of a file, in order."""
+    found = []
+    for match in BLOCK.finditer(path.read_text(encoding="utf-8")):
+        before = match["before"] or ""
+        mark, file = MARK.search(before), re.search(r"`([\w/]+\.\w+)`(?:[:：]| として保存します。)$", before)
+        words = () if mark is None else None if mark["words"] is None else tuple(mark["words"].split(", "))
+        found.append(Block(match["language"], match["text"], words, None if file is None else file[1]))
+    return found
+
+
+def commands(block: Block, all_of_them: bool = True) -> list[str]:
+    """The commands of a shell block, without comments; all, or those that can be run here."""
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in block.text.replace("\\\n", " ").splitlines()]
+    skipped = () if all_of_them else ("",) if block.skipped is None else block.skipped
+    return [line for line in lines if line and not any(word in line for word in skipped)]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which GitHub links to headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = page if not file else page.parent / file
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    missing = [page for page in pages if f"({page})" not in index and not page.endswith("README.md")]
+    assert missing == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_has_the_code_of_the_english_text(language: str) -> None:
+    english, other = blocks(ROOT / "docs/tutorial.md"), blocks(ROOT / "docs" / language / "tutorial.md")
+    assert [(b.language, b.text) for b in other] == [(b.language, b.text) for b in english]
+    assert [b.file for b in other] == [b.file for b in english]
+    first_screen = blocks(ROOT / "README.md")[:3]
+    translated = blocks(ROOT / "docs" / language / "README.md")
+    assert [(b.language, b.text) for b in translated] == [(b.language, b.text) for b in first_screen]
+
+
+@pytest.mark.parametrize("language", ["", *LANGUAGES])
+def test_every_language_leads_to_the_others(language: str) -> None:
+    folder = ROOT / "docs" / language
+    for page in (folder / "tutorial.md", folder / "README.md" if language else ROOT / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        assert all(f"{other}/{page.name}" in text for other in LANGUAGES if other != language), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_is_code(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.text, name_of(page), "exec")
+        elif block.language == "yaml":
+            assert [*yaml.safe_load_all(block.text)]
+        elif block.language == "bash":
+            script = tmp_path / "block.sh"
+            script.write_text(block.text, encoding="utf-8")
+            done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+            assert done.returncode == 0, (block.text, done.stderr)
+
+
+def understood(block: Block) -> list[list[str]]:
+    """The words of every `python main.py` in a block, also under a launcher."""
+    found = []
+    for command in commands(block):
+        words = shlex.split(command)
+        if "main.py" in words and words[0] in ("python", "torchrun", "srun"):
+            found.append(words[words.index("main.py") + 1 :])
+    return found
+
+
+@pytest.fixture
+def prepared(project: Path) -> Path:
+    """A project with what the recipes speak of."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [",".join(f"{x:.3f}" for x in row) for row in torch.rand(120, 4, generator=generator).tolist()]
+    for file in ("houses.csv", "new.csv", "datasets/houses.csv"):
+        (project / file).parent.mkdir(exist_ok=True)
+        (project / file).write_text("\n".join(["a,b,c,price", *rows]) + "\n", encoding="utf-8")
+    for number in range(4):
+        (project / "holiday").mkdir(exist_ok=True)
+        Image.new("L", (9, 9), 60 * number).save(project / f"holiday/{number}.png")
+    (project / "configs/mine.yaml").write_text("max_epochs: 3\n", encoding="utf-8")
+    for name in ("day", "night", "rain", "my_data"):
+        text = (project / "data/standard_data.py").read_text(encoding="utf-8")
+        text = text.replace("StandardData", name.title().replace("_", ""))
+        (project / "data" / f"{name}.py").write_text(text, encoding="utf-8")
+    net = (project / "model/standard_net.py").read_text(encoding="utf-8").replace("StandardNet", "MyNet")
+    (project / "model/my_net.py").write_text(net, encoding="utf-8")
+    return project
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to.md"])
+def test_flags_of_commands_are_understood(page: str, prepared: Path) -> None:
+    from data import DInterface
+    from model import MInterface
+    from utils.arguments import parse
+
+    seen = 0
+    for block in blocks(ROOT / page):
+        for words in understood(block) if block.language == "bash" else ():
+            # These read a checkpoint first, which lies in nobody's logs yet.
+            if "--help" in words or "best" in words or "last" in words or "logs" in " ".join(words):
+                continue
+            parse(words, (DInterface, MInterface))
+            seen += 1
+    assert seen >= 10
+
+
+def test_recipes_name_methods_that_there_are(prepared: Path) -> None:
+    import engine
+    from model import MInterface
+
+    text = (ROOT / "docs/how-to.md").read_text(encoding="utf-8")
+    for method in re.findall(r"def (\w+)\(self", text):
+        assert hasattr(MInterface, method) or hasattr(engine.Callback, method), method
+
+
+def test_the_engine_page_names_files_that_there_are() -> None:
+    text = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(\w+\.py)\b", text)) - {"main.py"}
+    assert len(named) > 25
+    assert [name for name in sorted(named) if not (TEMPLATE / "engine" / name).is_file()] == []
+
+
+def test_a_block_is_read_as_it_stands(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Save this as `a/b.py`:\n\n```python\nx = 1\n```\n\n"
+        "<!-- not run (takes a cluster): sbatch -->\n```bash\nsbatch x  # now\npython y\n```\n"
+        "<!-- not run (takes an hour) -->\n```bash\nmake all\n```\n"
+    )
+    first, second, third = blocks(page)
+    assert first == Block("python", "x = 1\n", (), "a/b.py")
+    assert commands(second) == ["sbatch x", "python y"] and commands(second, all_of_them=False) == ["python y"]
+    assert commands(third) == ["make all"] and commands(third, all_of_them=False) == []
+
+
+def shell_of_a_newcomer(script: str, folder: Path, home: Path) -> None:
+    """Run a script with an empty home, without git's identity, and answer every question with Enter."""
+    home.mkdir()
+    paths = [str(Path(sys.base_prefix, "bin")), "/usr/local/bin", "/usr/bin", "/bin"]
+    # Where packages come from, and no other setting.
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
+    environment = {**kept, "HOME": str(home), "PATH": ":".join(paths), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environment, input="\n" * 20, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.long
+def test_the_tutorial_from_nothing(template: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "мои проекты 計画").mkdir()
+    # `gh:` stands for a server: the template lies here instead.
+    source = shlex.quote(str(shutil.copytree(template, tmp_path / "the template")))
+    # One shell, as a reader has one: its environment and working folder stay from block to block.
+    script = ["set -eu"]
+    for block in blocks(ROOT / "docs/tutorial.md"):
+        if block.file is not None:
+            script.append(f"cat > {block.file} <<'END_OF_FILE'\n{block.text}END_OF_FILE")
+        elif block.language == "python":
+            script.append(f"python - <<'END_OF_FILE'\n{block.text}END_OF_FILE")
+        elif block.language == "bash":
+            script.append(block.text.replace("gh:org/cookiecutter-torch-trainer", source))
+    assert len(script) > 10
+    shell_of_a_newcomer("\n".join(script), folder, tmp_path / "home")
+    logs = folder / "odd-or-even/logs"
+    assert (logs / "standard_net/version_0/report/report.html").is_file()
+    assert (logs / "my_net/version_0/predictions.csv").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to.md", "docs/scaling-up.md"])
+def test_commands_of_a_page_run(page: str, prepared: Path) -> None:
+    python = Path(sys.executable)
+    environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    ran, skipped = 0, ("git clone", "make ", "pip install", "cookiecutter ", "cd ")
+    for block in blocks(ROOT / page):
+        for command in commands(block, all_of_them=False) if block.language == "bash" else ():
+            # The first screen is followed by a test of its own.
+            if not command.startswith(skipped):
+                done = subprocess.run(
+                    ["bash", "-c", command], cwd=prepared, env=environment, capture_output=True, text=True
+                )
+                assert done.returncode == 0, (command, done.stdout[-500:], done.stderr[-1500:])
+                ran += 1
+    assert ran >= 5
+
+
+@pytest.mark.long
+def test_the_first_screen_from_nothing(template: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(template, tmp_path / "the template"))
+    git = ["git", "-C", str(source), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    first, second, _ = blocks(ROOT / "README.md")[:3]
+    place = shlex.quote(str(source))
+    script = ["set -eu", *commands(first, all_of_them=False), "cd .. && python3 -m venv v && . v/bin/activate"]
+    script += commands(second)
+    text = "\n".join(script).replace("https://github.com/org/cookiecutter-torch-trainer", place)
+    text = text.replace("gh:org/cookiecutter-torch-trainer", place)
+    text = text.replace("cd cookiecutter-torch-trainer", "cd 'the template'")
+    (folder := tmp_path / "мои проекты 計画").mkdir()
+    shell_of_a_newcomer(text, folder, tmp_path / "home")
+    assert (folder / "my-project/logs/standard_net/version_0/report/report.html").is_file()

@@ -1,0 +1,95 @@
+"""A project that is linked by cruft takes a new version of the template, and keeps what its user has filled in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TEMPLATE = "{{cookiecutter.project_slug}}"
+FILLED_IN = ("model/standard_net.py", "data/standard_data.py")
+
+
+@pytest.fixture
+def execute(tmp_path: Path, user_config: Path) -> Callable[..., str]:
+    """Runs a command of git or cruft; without settings of the user's, as in a fresh home."""
+    home = tmp_path / "home"
+    home.mkdir()
+    who = {f"GIT_{role}_{what}": "x@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = {**os.environ, **who, "HOME": str(home), "GIT_CONFIG_GLOBAL": os.devnull}
+    environment |= {"COOKIECUTTER_CONFIG": str(user_config), "GIT_CONFIG_SYSTEM": os.devnull}
+
+    def execute(folder: Path, *words: str) -> str:
+        command = [sys.executable, "-m", *words] if words[0] == "cruft" else list(words)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return execute
+
+
+def commit(execute: Callable[..., str], folder: Path, message: str) -> None:
+    execute(folder, "git", "add", "--all")
+    execute(folder, "git", "commit", "--quiet", "--message", message)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("task", ["image_classification", "tabular_regression"])
+def test_an_update_merges(task: str, template: Path, execute: Callable[..., str], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(template, tmp_path / "source"))
+    execute(source, "git", "init", "--quiet", "--initial-branch", "main")
+    commit(execute, source, "First version")
+    answers = f'{{"project_slug": "mine", "task": "{task}", "ci": "GitLab"}}'
+    execute(tmp_path, "cruft", "create", str(source), "--no-input", "--extra-context", answers)
+    project = tmp_path / "mine"
+    execute(project, "git", "init", "--quiet", "--initial-branch", "main")
+    for name in FILLED_IN:
+        replace(project / name, "FILL IN", "FILLED IN")
+    shutil.copy(project / "model/standard_net.py", project / "model/my_net.py")
+    commit(execute, project, "My own")
+    mine = {name: (project / name).read_bytes() for name in (*FILLED_IN, "model/my_net.py")}
+
+    # A new version: of the engine, of files that hold answers, of one that moves; a file more, and one less.
+    files = source / TEMPLATE
+    replace(files / "engine/__main__.py", 'TEMPLATE = "', 'TEMPLATE = "9.')
+    replace(files / "engine/loops.py", "from __future__", "# A better loop.\nfrom __future__")
+    replace(files / "README.md", "## Report\n", "## A new section\n\nNews.\n\n## Report\n")
+    replace(files / "pyproject.toml", '"rich>=13.9"', '"rich>=13.99"')
+    replace(files / "tasks/tabular_regression/data/diabetes.md", "ten measurements", "10 measurements")
+    (files / "utils/newer.py").write_text('"""New."""\n', encoding="utf-8")
+    (files / "utils/search.py").unlink()
+    commit(execute, source, "Second version")
+
+    execute(project, "cruft", "update", "--skip-apply-ask")
+    assert [*project.rglob("*.rej"), *project.rglob("*.orig")] == []
+    assert {name: (project / name).read_bytes() for name in mine} == mine
+    assert "9." in (project / "engine/__main__.py").read_text(encoding="utf-8")
+    assert "# A better loop." in (project / "engine/loops.py").read_text(encoding="utf-8")
+    assert "## A new section" in (project / "README.md").read_text(encoding="utf-8")
+    assert '"rich>=13.99"' in (project / "pyproject.toml").read_text(encoding="utf-8")
+    assert (project / "utils/newer.py").is_file() and not (project / "utils/search.py").exists()
+    assert not (project / "tasks").exists() and not (project / ".github").exists()
+    if task == "tabular_regression":
+        assert "10 measurements" in (project / "data/diabetes.md").read_text(encoding="utf-8")
+    execute(project, "cruft", "check")
+
+
+def test_versions_are_told_and_agree(template: Path, generated: Path) -> None:
+    told = subprocess.run([sys.executable, "-m", "engine"], cwd=generated, capture_output=True, text=True, check=True)
+    found = re.fullmatch(r"engine (\d+\.\d+\.\d+), cookiecutter-torch-trainer (\d+\.\d+\.\d+)\n", told.stdout)
+    assert found is not None, told
+    own = re.search(r'^version = "(.*)"', (template / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert own is not None and found[2] == own[1]
+    changelog = (template / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(found[2])} .*engine {re.escape(found[1])}", changelog, re.MULTILINE)
