@@ -33,7 +33,6 @@ PURPOSES = {
     "train_batches": "loop",
     "train_batch": "loop",
     "epoch": "reading: number, position, and whether it is the last",
-    "_next": "reading: number, position, and whether it is the last",
     "__getitem__": "reading: the sample, or who cannot be read",
     "set_epoch": "reading: number, position, and whether it is the last",
     "to_device": "transfer: is it there already?",

@@ -19,10 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import epochs
 import torch
 import work
-from model.standard_net import StandardNet
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -108,6 +106,9 @@ def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any
 
 def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
     """Train and validate; an epoch is a block."""
+    import epochs
+    from model.standard_net import StandardNet
+
     done = watch(StandardNet)
     task = epochs.make_epochs(
         options.task, options.blocks, options.folder, turn.border, options.samples, options.variant

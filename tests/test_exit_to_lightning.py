@@ -197,7 +197,6 @@ def logs(project: Path, outcomes: dict[str, Outcome]) -> Path:
     return project / "logs" / "standard_net"
 
 
-@pytest.mark.long
 def test_a_project_trains_to_its_score_and_leaves_its_folder(trained: dict[str, Any]) -> None:
     assert last(trained["rows"], "test_acc") >= 0.95
     assert last(trained["rows"], "val_acc") >= 0.95
@@ -221,13 +220,11 @@ def test_two_processes_are_started(project: Path, trained: dict[str, Any]) -> No
     assert re.search(r"of 269 are wrong", page)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_works(name: str, outcomes: dict[str, Outcome]) -> None:
     assert outcomes[name].code == 0, outcomes[name].err
 
 
-@pytest.mark.long
 def test_validate_test_and_predict_give_what_fit_gave(
     trained: dict[str, Any], outcomes: dict[str, Outcome], logs: Path, project: Path
 ) -> None:
@@ -248,7 +245,6 @@ def test_validate_test_and_predict_give_what_fit_gave(
     assert sorted(path.name for path in (project / "exported").iterdir()) == ["model.onnx", "model.pt2"]
 
 
-@pytest.mark.long
 def test_auto_goes_on_and_leaves_finished_runs_alone(
     trained: dict[str, Any], outcomes: dict[str, Outcome], logs: Path
 ) -> None:
@@ -259,7 +255,6 @@ def test_auto_goes_on_and_leaves_finished_runs_alone(
     assert "going on" not in outcomes["auto without a run"].out and (logs / "job" / "metrics.csv").is_file()
 
 
-@pytest.mark.long
 def test_last_trains_on_in_the_same_folder(outcomes: dict[str, Outcome], logs: Path) -> None:
     table = rows(logs / "version_0" / "metrics.csv")
     assert {row["epoch"] for row in table if row["train_loss_epoch"]} == {"3"}
@@ -269,7 +264,6 @@ def test_last_trains_on_in_the_same_folder(outcomes: dict[str, Outcome], logs: P
     assert last(table, "test_acc") >= 0.95
 
 
-@pytest.mark.long
 def test_a_saved_config_repeats_a_run_bit_for_bit(outcomes: dict[str, Outcome], logs: Path) -> None:
     assert outcomes["repeat"].metrics == outcomes["few"].metrics
     first, again = (weights(logs / name / "checkpoints" / "last.ckpt") for name in ("few", "repeated"))
@@ -277,7 +271,6 @@ def test_a_saved_config_repeats_a_run_bit_for_bit(outcomes: dict[str, Outcome], 
     assert "results may differ" not in outcomes["repeat"].err
 
 
-@pytest.mark.long
 def test_each_trainer_judges_what_the_other_has_trained(
     bundled: Path, outcomes: dict[str, Outcome], logs: Path
 ) -> None:
@@ -294,7 +287,6 @@ def test_patience_ends_a_run(logs: Path) -> None:
     assert 2 <= len([row for row in rows(logs / "patient" / "metrics.csv") if row["val_loss"]]) < 9
 
 
-@pytest.mark.long
 def test_folds_are_summarized(outcomes: dict[str, Outcome], logs: Path) -> None:
     table = {row["fold"]: row for row in rows(logs / "folds" / "folds.csv")}
     assert list(table) == ["0", "1", "mean", "std"]
@@ -303,7 +295,6 @@ def test_folds_are_summarized(outcomes: dict[str, Outcome], logs: Path) -> None:
     assert outcomes["folds"].metrics["val_loss"] == pytest.approx(mean)
 
 
-@pytest.mark.long
 def test_several_sets_have_lightnings_names(outcomes: dict[str, Outcome], logs: Path) -> None:
     metrics = outcomes["sets"].metrics
     assert {"val_acc/dataloader_idx_0", "val_acc/dataloader_idx_1", "test_f1/dataloader_idx_1"} <= metrics.keys()
@@ -313,7 +304,6 @@ def test_several_sets_have_lightnings_names(outcomes: dict[str, Outcome], logs: 
     assert [row["dataset"] for row in predicted] == ["standard_data"] * 269 + ["dim"] * 135
 
 
-@pytest.mark.long
 def test_the_averages_of_the_weights_are_tested(outcomes: dict[str, Outcome], logs: Path) -> None:
     assert outcomes["test averages"].metrics["test_loss"] == outcomes["averages"].metrics["test_loss"]
     saved = torch.load(logs / "averages" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -321,7 +311,6 @@ def test_the_averages_of_the_weights_are_tested(outcomes: dict[str, Outcome], lo
     assert any(not torch.equal(newest[name], value) for name, value in saved["state_dict"].items())
 
 
-@pytest.mark.long
 def test_a_compiled_run_has_the_weights_of_any_other(outcomes: dict[str, Outcome], logs: Path) -> None:
     plain, compiled = (weights(logs / name / "checkpoints" / "last.ckpt") for name in ("few", "compiled"))
     assert [*plain] == [*compiled]
@@ -341,7 +330,6 @@ def test_schedules_know_the_steps_of_an_epoch(logs: Path) -> None:
     assert rates == pytest.approx([3e-3, 3e-3, 3e-4, 3e-4])
 
 
-@pytest.mark.long
 def test_a_dev_run_leaves_nothing_and_help_has_lightnings_flags(project: Path, outcomes: dict[str, Outcome]) -> None:
     assert not (project / "nowhere").exists()
     for flag in ("--max_epochs", "--val_check_interval", "--model.width", "--data.augment", "--lr"):
@@ -349,7 +337,6 @@ def test_a_dev_run_leaves_nothing_and_help_has_lightnings_flags(project: Path, o
     assert "--callbacks" not in outcomes["help"].out and "--plugins" not in outcomes["help"].out
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", WRONG)
 def test_bad_input_gives_code_2_and_one_line(name: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[f"wrong {name}"]

@@ -118,9 +118,7 @@ def main() -> int:
         options = {"no_input": True, "config_file": str(config)}
         for number, answers in enumerate(combinations(), 1):
             output = Path(folder, str(number))
-            project = Path(
-                cookiecutter(str(ROOT), extra_context=answers, output_dir=str(output), **options)  # type: ignore[arg-type]
-            )
+            project = Path(cookiecutter(str(ROOT), extra_context=answers, output_dir=str(output), **options))
             found = faults(project)
             first = seen.setdefault(code_of(project), number)
             results = put_through(project) if first == number else dict.fromkeys(STEPS, f"as {first}")

@@ -116,8 +116,8 @@ class OnLoader(Trainer):
 
 
 def by_name(samples: list[Any]) -> dict[str, Tensor]:
-    """Samples as a batch, by the names of the net's arguments."""
-    images, labels = default_collate(samples)
+    """Samples as a batch, by the names of the net's arguments; the datasets of the project make theirs themselves."""
+    images, labels = samples if isinstance(samples, tuple) else default_collate(samples)
     return {"images": images, "labels": labels}
 
 

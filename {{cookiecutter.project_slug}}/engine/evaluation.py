@@ -176,13 +176,27 @@ def to_device(t: Trainer, batch: Any, dataloader_idx: int) -> Any:
     elif t.copy_stream is None:
         batch = move_to_device(batch, t.device)
     else:
-        computing = torch.cuda.current_stream(t.device)
-        with torch.cuda.stream(t.copy_stream):
-            batch = move_to_device(batch, t.device)
-        computing.wait_stream(t.copy_stream)
-        # So that their memory is not used again before the computation has read them.
-        convert(batch, lambda tensor: tensor.record_stream(computing))
+        batch = copy_beside(batch, t.device, t.copy_stream)
     return batch if after is None else after(batch, dataloader_idx)
+
+
+def copy_beside(batch: Any, device: torch.device, stream: torch.cuda.Stream) -> Any:
+    """The same structure with every tensor on a GPU, plain tensors copied on a stream of their own."""
+    computing = torch.cuda.current_stream(device)
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor.to(device, non_blocking=True)
+        with torch.cuda.stream(stream):
+            moved = tensor.to(device, non_blocking=True)
+        # So that its memory is not used again before the computation has read it.
+        moved.record_stream(computing)
+        return moved
+
+    # Objects that move themselves do so where the computation can see it: nobody knows which tensors are in them.
+    batch = convert(batch, copied, other=lambda value: value.to(device))
+    computing.wait_stream(stream)
+    return batch
 
 
 def call_both(t: Trainer, hook: Hook[P], *args: P.args, **kwargs: P.kwargs) -> Any:

@@ -1,4 +1,4 @@
-"""What makes a run faster and leaves its results as they are: memory format, torch.compile, and fused optimizers."""
+"""What makes a run faster, with other rounding at most: memory format, torch.compile, and fused optimizers."""
 
 from __future__ import annotations
 

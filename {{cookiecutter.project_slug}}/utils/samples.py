@@ -145,9 +145,11 @@ def on_device(dataset: Dataset[Any], device: torch.device, moved: dict[Any, tupl
     copied: Any = copy(dataset)
     for name, value in vars(dataset).items():
         if isinstance(value, Tensor):
-            # The original is kept beside it: its id stays taken.
-            _, there = moved.setdefault((id(value), device), (value, value.to(device)))
-            setattr(copied, name, there)
+            key = id(value), device
+            if key not in moved:
+                # The original is kept beside it: its id stays taken.
+                moved[key] = value, value.to(device)
+            setattr(copied, name, moved[key][1])
     with same_randomness():
         given = [value.device for value in leaves(copied.__getitems__([0])) if isinstance(value, Tensor)]
     if any(where.type != device.type for where in given):
