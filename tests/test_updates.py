@@ -62,7 +62,7 @@ def test_an_update_merges(task: str, template: Path, execute: Callable[..., str]
 
     # A new version: of the engine, of files that hold answers, of one that moves; a file more, and one less.
     files = source / TEMPLATE
-    replace(files / "engine/__main__.py", 'TEMPLATE = "', 'TEMPLATE = "9.')
+    replace(files / "engine/version.py", 'TEMPLATE = "', 'TEMPLATE = "9.')
     replace(files / "engine/loops.py", "from __future__", "# A better loop.\nfrom __future__")
     replace(files / "README.md", "## Report\n", "## A new section\n\nNews.\n\n## Report\n")
     replace(files / "pyproject.toml", '"rich>=13.9"', '"rich>=13.99"')
@@ -74,7 +74,7 @@ def test_an_update_merges(task: str, template: Path, execute: Callable[..., str]
     execute(project, "cruft", "update", "--skip-apply-ask")
     assert [*project.rglob("*.rej"), *project.rglob("*.orig")] == []
     assert {name: (project / name).read_bytes() for name in mine} == mine
-    assert "9." in (project / "engine/__main__.py").read_text(encoding="utf-8")
+    assert "9." in (project / "engine/version.py").read_text(encoding="utf-8")
     assert "# A better loop." in (project / "engine/loops.py").read_text(encoding="utf-8")
     assert "## A new section" in (project / "README.md").read_text(encoding="utf-8")
     assert '"rich>=13.99"' in (project / "pyproject.toml").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # From the ground up; a module imports at run time from lower layers only, so there are no cycles.
 LAYERS = [
-    {"exceptions", "hooks", "kinds", "shard_files", "untrusted", "older_names"},
+    {"exceptions", "hooks", "kinds", "shard_files", "untrusted", "older_names", "version"},
     {"rendezvous"},
     {"distributed"},
     {"last_words", "fsdp", "seed", "callback", "meters", "precision", "signals", "strategies", "utilities", "export"},
@@ -43,7 +43,7 @@ LAYERS = [
     {"arguments", "trainer_properties"},
     {"lifecycle"},
     {"trainer"},
-    {""},
+    {"", "__main__"},
 ]
 
 
@@ -130,7 +130,7 @@ def test_the_engine_stays_small() -> None:
     extra = [path for path in FILES if name_of(path).split(".")[0] in ("callbacks", "loggers", "profilers")]
     several = [path for path in FILES if name_of(path) in SEVERAL]
     around = [path for path in FILES if path not in (*core, *extra, *several)]
-    parts = {"core": (core, 2965), "around it": (around, 1500), "callbacks, loggers, profilers": (extra, 2115)}
+    parts = {"core": (core, 2985), "around it": (around, 1510), "callbacks, loggers, profilers": (extra, 2115)}
     parts["several processes"] = (several, 1015)
     for name, (paths, most) in parts.items():
         code = sum(map(code_lines, paths))

@@ -20,9 +20,7 @@ from engine.older import find_older_names
 from engine.samples import sample_uniform
 from engine.seed import seed_everything
 from engine.trainer import Trainer
-
-# Semantic versioning of the engine's public names: a new major number where code of yours may have to change.
-__version__ = "0.1.0"
+from engine.version import __version__ as __version__
 
 LightningModule = Module
 LightningDataModule = DataModule
