@@ -234,3 +234,17 @@ def test_training_with_augmentation_and_dropout_ends_in_the_same_bits_with_and_w
         fit(model, DataLoader(Noise(), batch_size=2, shuffle=True, **given), loader(), max_epochs=3)
         ends.append(weights(model))
     assert ends[0].equal(ends[1])
+
+
+def noisy(sample: torch.Tensor) -> torch.Tensor:
+    """A `collate_fn` for single samples that draws."""
+    return torch.cat([sample, torch.rand(1, dtype=torch.float64)])[None]
+
+
+def test_what_converts_single_samples_draws_for_the_sample_alone() -> None:
+    single = {"batch_size": None, "collate_fn": noisy}
+    before = torch.get_rng_state()
+    alone = two_epochs(**single)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(two_epochs(**single, num_workers=2), alone)
+    assert alone[0, :, -1].unique().numel() == SIZE and not torch.equal(alone[0], alone[1])

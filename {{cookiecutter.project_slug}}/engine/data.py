@@ -18,6 +18,7 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     WeightedRandomSampler,
+    default_convert,
 )
 
 from engine import distributed
@@ -199,11 +200,12 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
     if batches is None or type(batches) is BatchSampler:
         order = {"sampler": sampler if own is None else own, "batch_size": getattr(batches, "batch_size", None)}
         order["drop_last"] = getattr(batches, "drop_last", False)
-    # Without batches, `collate_fn` converts single samples.
+    # Without batches, `collate_fn` converts single samples; torch's own draws nothing.
     collate = loader.collate_fn if batches is not None else None
+    convert = loader.collate_fn if batches is None and loader.collate_fn is not default_convert else None
     return DataLoader(
-        SeededDataset(loader.dataset, seed, workers=loader.num_workers > 0, collate=collate),
-        collate_fn=loader.collate_fn if collate is None else _as_is,
+        SeededDataset(loader.dataset, seed, workers=loader.num_workers > 0, collate=collate, convert=convert),
+        collate_fn=loader.collate_fn if collate is convert else _as_is,
         generator=(loader.generator if own is None else None) or torch.Generator(),
         worker_init_fn=partial(_init_worker, loader.worker_init_fn) if loader.num_workers else None,
         **order,

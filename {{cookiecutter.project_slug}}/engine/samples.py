@@ -162,6 +162,7 @@ class SeededDataset(Dataset[Any]):
         seed: Seed of the run.
         workers: Whether other processes read too.
         collate: Makes a batch of the samples that `__getitems__` has read.
+        convert: Makes what is given out of a single sample, in a loader without batches.
 
     Raises:
         RuntimeError: A sample cannot be read; the message has its index. A worker returns `Unreadable` instead.
@@ -173,7 +174,12 @@ class SeededDataset(Dataset[Any]):
     _reading: Any
 
     def __init__(
-        self, wrapped: Any, seed: int, workers: bool = False, collate: Callable[[Any], Any] | None = None
+        self,
+        wrapped: Any,
+        seed: int,
+        workers: bool = False,
+        collate: Callable[[Any], Any] | None = None,
+        convert: Callable[[Any], Any] | None = None,
     ) -> None:
         # Seed and epoch, and the same again for workers, which may outlive an epoch and see it in shared memory.
         clock = torch.tensor([seed, 0], device="cpu")
@@ -182,11 +188,11 @@ class SeededDataset(Dataset[Any]):
         # A subset has `__getitems__`, whether its dataset has or not.
         source = innermost(wrapped)
         by_batch = callable(getattr(source, "__getitems__", None))
-        fixed = type(source) in FIXED and collate in (None, default_collate)
+        fixed = type(source) in FIXED and collate in (None, default_collate) and convert is None
         rows = type(source) is TensorDataset and collate is default_collate
         rows = rows and all(type(part) is Tensor and part.layout is torch.strided for part in source.tensors)
         self.__dict__.update(wrapped=wrapped, _now=[seed, 0], _clock=clock, _by_batch=by_batch, _fixed=fixed)
-        self.__dict__.update(_collate=collate, _reading=None, _rows=rows)
+        self.__dict__.update(_collate=collate, _convert=convert, _reading=None, _rows=rows)
 
     def start_epoch(self, seed: int, epoch: int) -> None:
         """Choose the random numbers of the samples read from now on."""
@@ -221,6 +227,9 @@ class SeededDataset(Dataset[Any]):
             with nullcontext() if in_worker else OwnRandomness():
                 stream = mix(*(self._clock.tolist() if in_worker else self._now), 2)
                 samples = self._samples(stream, indices, by_batch=self._by_batch and not single)
+                if single and self._convert is not None:
+                    _seed_sample(mix(stream, 3), indices[0])
+                    return self._convert(samples[0])
                 if single or self._collate is None:
                     return samples[0] if single else samples
                 self.__dict__["_reading"] = None
