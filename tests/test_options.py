@@ -146,7 +146,7 @@ def test_a_task_trains_goes_on_is_tested_and_predicts(of_task: Path) -> None:
     tested = main(["test", "--ckpt_path", "best", "--limit_test_batches", "2"])
     assert tested["test_loss"] == longer["test_loss"]
     main(["predict", "--ckpt_path", "best"])
-    assert (folder / "predictions.csv").stat().st_size > 1000
+    assert (folder / "predictions.csv").stat().st_size > 500
 
 
 @pytest.mark.parametrize("of_task", TASKS, indirect=True)

@@ -204,40 +204,28 @@ class Batches:
         return iter(self.batches)
 
 
+LOADERS = {
+    "weighted": lambda: DataLoader(Noisy(), 2, sampler=WeightedRandomSampler([1.0] * SAMPLES, SAMPLES)),
+    "subset": lambda: DataLoader(Noisy(), 2, sampler=SubsetRandomSampler(range(SAMPLES))),
+    "replacement": lambda: DataLoader(Noisy(), 2, sampler=RandomSampler(Noisy(), replacement=True)),
+    "own": lambda: DataLoader(Noisy(), 2, sampler=Backwards()),
+    "own, worker": lambda: DataLoader(Noisy(), 2, sampler=Backwards(), num_workers=1),
+    "stream": lambda: DataLoader(Stream(), 2),
+    "stream, worker": lambda: DataLoader(Stream(), 2, num_workers=1),
+    "keeps state": lambda: DataLoader(Remembers(), 2),
+    "torchdata": lambda: StatefulDataLoader(Noisy(), 2, shuffle=True),
+    "torchdata, worker": lambda: StatefulDataLoader(dataset(SAMPLES), 2, shuffle=True, num_workers=1),
+    "torchdata, stream": lambda: StatefulDataLoader(Remembers(), 2),
+    "list": lambda: Batches([(torch.full((2, 3), n / 9), torch.tensor([[n], [1.0]])) for n in range(5)]),
+}
+SLOW = ("own, worker", "stream, worker", "torchdata", "torchdata, worker", "torchdata, stream")
+KINDS = [pytest.param(kind, marks=pytest.mark.long if kind in SLOW else ()) for kind in LOADERS]
+
+
 @pytest.mark.filterwarnings("ignore:.*after a resume within")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: DataLoader(Noisy(), 2, sampler=WeightedRandomSampler([1.0] * SAMPLES, SAMPLES)),
-        lambda: DataLoader(Noisy(), 2, sampler=SubsetRandomSampler(range(SAMPLES))),
-        lambda: DataLoader(Noisy(), 2, sampler=RandomSampler(Noisy(), replacement=True)),
-        lambda: DataLoader(Noisy(), 2, sampler=Backwards()),
-        lambda: DataLoader(Noisy(), 2, sampler=Backwards(), num_workers=1),
-        lambda: DataLoader(Stream(), 2),
-        lambda: DataLoader(Stream(), 2, num_workers=1),
-        lambda: DataLoader(Remembers(), 2),
-        lambda: StatefulDataLoader(Noisy(), 2, shuffle=True),
-        lambda: StatefulDataLoader(dataset(SAMPLES), 2, shuffle=True, num_workers=1),
-        lambda: StatefulDataLoader(Remembers(), 2),
-        lambda: Batches([(torch.full((2, 3), n / 9), torch.tensor([[n], [1.0]])) for n in range(5)]),
-    ],
-    ids=[
-        "weighted",
-        "subset",
-        "replacement",
-        "own",
-        pytest.param("own, worker", marks=pytest.mark.long),
-        "stream",
-        pytest.param("stream, worker", marks=pytest.mark.long),
-        "keeps state",
-        pytest.param("torchdata", marks=pytest.mark.long),
-        pytest.param("torchdata, worker", marks=pytest.mark.long),
-        pytest.param("torchdata, stream", marks=pytest.mark.long),
-        "list",
-    ],
-)
-def test_with_every_kind_of_loader(make: Any) -> None:
-    check_every_point(make, slice(None, None, 2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_every_kind_of_loader(kind: str) -> None:
+    check_every_point(LOADERS[kind], slice(None, None, 2))
 
 
 @pytest.mark.parametrize(
