@@ -162,7 +162,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+SLOW = ("multistep", "exponential", "plateau", "constant", "loss with arguments", "scaled parts")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n in SLOW else ()) for n in SETTINGS])
 def test_a_setting_trains_the_digits(name: str, run: Callable) -> None:
     outcome = run(*SETTINGS[name], *TINY)
     assert outcome.code == 0, outcome.err

@@ -96,6 +96,7 @@ def test_sets_that_do_not_divide_evenly_are_counted_exactly(name: str, one: Resu
     counted_exactly(name, one, several[name])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHARDED)
 def test_processes_with_parts_of_the_weights_compute_the_same(name: str, one: Results, sharded: Results) -> None:
     as_in_one_process(name, one, sharded[name])

@@ -253,7 +253,11 @@ def test_a_position_beyond_every_epoch_ends(batches: int, tmp_path: Path) -> Non
     assert came in ("done", "refused", "explained"), came
 
 
-@pytest.mark.parametrize("names", [["lr"], ["optimizer"], ["__init__"], ["trainer", "x y"], ["self"], [7], [None]])
+OTHER_NAMES = [["__init__"], ["trainer", "x y"]]
+OTHER_NAMES += [pytest.param(names, marks=pytest.mark.long) for names in (["lr"], ["optimizer"], ["self"], [7], [None])]
+
+
+@pytest.mark.parametrize("names", OTHER_NAMES)
 def test_hyper_parameters_of_other_names_and_types_are_refused_or_left(
     names: list[Any], good: dict[str, dict[str, Any]]
 ) -> None:
