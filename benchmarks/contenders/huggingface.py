@@ -117,7 +117,7 @@ class OnLoader(Trainer):
 
 def by_name(samples: list[Any]) -> dict[str, Tensor]:
     """Samples as a batch, by the names of the net's arguments; the datasets of the project make theirs themselves."""
-    images, labels = samples if isinstance(samples, tuple) else default_collate(samples)
+    images, labels = samples if isinstance(samples[0], Tensor) else default_collate(samples)
     return {"images": images, "labels": labels}
 
 
