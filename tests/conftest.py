@@ -135,18 +135,28 @@ def runner(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def project(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A generated project of one's own, to add files to; `import main` finds it, and it is the working folder."""
-    copy = tmp_path / "project"
-    shutil.copytree(generated, copy)
-    ours = {"main", "engine", "data", "model", "utils"}
-    set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in ours}
-    monkeypatch.chdir(copy)
-    monkeypatch.syspath_prepend(copy)
-    yield copy
-    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
-        del sys.modules[name]
+def enter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Path]]:
+    """A function that makes a project the working folder, where `import main` finds it, and returns its path."""
+
+    def taken_out() -> dict[str, ModuleType]:
+        ours = {"main", "engine", "data", "model", "utils"}
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in ours}
+
+    def enter(folder: Path) -> Path:
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(folder)
+        return folder
+
+    set_aside = taken_out()
+    yield enter
+    taken_out()
     sys.modules.update(set_aside)
+
+
+@pytest.fixture
+def project(generated: Path, tmp_path: Path, enter: Callable[[Path], Path]) -> Path:
+    """A generated project of one's own, to add files to; `import main` finds it, and it is the working folder."""
+    return enter(Path(shutil.copytree(generated, tmp_path / "project")))
 
 
 @pytest.fixture

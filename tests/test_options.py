@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,19 +117,9 @@ def test_ci_runs_commands_that_exist(ci: str, generate: Callable, tmp_path: Path
 
 
 @pytest.fixture
-def of_task(
-    request: pytest.FixtureRequest, generate: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def of_task(request: pytest.FixtureRequest, generate: Callable, tmp_path: Path, enter: Callable[[Path], Path]) -> Path:
     """A project for a task; `import main` finds it, and it is the working folder."""
-    project = generate(tmp_path, task=request.param)
-    ours = {"main", "engine", "data", "model", "utils"}
-    set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in ours}
-    monkeypatch.chdir(project)
-    monkeypatch.syspath_prepend(project)
-    yield project
-    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
-        del sys.modules[name]
-    sys.modules.update(set_aside)
+    return enter(generate(tmp_path, task=request.param))
 
 
 @pytest.mark.parametrize("of_task", TASKS, indirect=True)
