@@ -149,6 +149,12 @@ def test_callbacks_that_override_nothing_cost_nothing() -> None:
     assert per_step(with_trainer(Plain, callbacks=[Idle() for _ in range(20)])) == pytest.approx(none, abs=0.5)
 
 
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors do not lie in the CPU's memory, as far as the engine can tell, so that to read one would be to wait."""
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
+
+
 # What a batch is taken from a TensorDataset with, at once.
 READING = {"aten.index.Tensor", "aten.lift_fresh.default"}
 
@@ -175,6 +181,7 @@ def kernels_per_step(run: Callable[[int], Any]) -> Counter[str]:
     return Counter({name: (count - counted[0][name]) / 40 for name, count in counted[1].items()})
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_a_step_runs_the_kernels_of_the_bare_loop_and_a_copy_of_what_is_logged() -> None:
     own, trained = kernels_per_step(bare), kernels_per_step(with_trainer(Plain, detect_nonfinite="off"))
     more = {name: count - own[name] for name, count in trained.items() if count != own[name]}
@@ -184,6 +191,14 @@ def test_a_step_runs_the_kernels_of_the_bare_loop_and_a_copy_of_what_is_logged()
     assert {n: c - trained[n] for n, c in logged.items() if c != trained[n]} == {
         "aten.detach.default": pytest.approx(1, abs=0.1),
         "aten.clone.default": pytest.approx(1, abs=0.1),
+    }
+
+
+def test_on_the_cpu_what_is_logged_is_read_rather_than_copied() -> None:
+    trained = kernels_per_step(with_trainer(Plain, detect_nonfinite="off"))
+    logged = kernels_per_step(with_trainer(Logging, detect_nonfinite="off"))
+    assert {n: c - trained[n] for n, c in logged.items() if c != trained[n]} == {
+        "aten._local_scalar_dense.default": pytest.approx(1, abs=0.1)
     }
 
 
@@ -267,6 +282,7 @@ class Between(engine.Callback):
         self.reads.on = batch_idx < trainer.num_training_batches - 1
 
 
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(
     "options",
     [
@@ -285,6 +301,7 @@ def test_between_log_steps_no_tensor_becomes_a_number(options: dict[str, Any]) -
     assert not reads
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_a_log_step_fetches_values_and_losses_at_once_and_the_detector_sees_it() -> None:
     with detector() as reads:
         run = trainer(**{**DEFAULT, "callbacks": Between(reads), "log_every_n_steps": 5, "logger": False})

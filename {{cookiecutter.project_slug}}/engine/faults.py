@@ -30,8 +30,10 @@ MOST_LOSSES = 1000
 
 
 def watch_loss(t: Trainer, batch_idx: int, loss: Any) -> None:
-    """Keep the loss of a batch, if it is one, to be looked at by `check_losses`."""
+    """Keep the loss of a batch, if it is one, to be looked at by `check_losses`; on the CPU one is looked at now."""
     if isinstance(loss, torch.Tensor) and loss.numel() == 1 and t.detect_nonfinite != "off":
+        if loss.is_cpu and math.isfinite(loss.item()):
+            return
         t.losses.append((t.state.epoch, batch_idx, t.state.global_step, loss))
         if len(t.losses) >= MOST_LOSSES:
             check_losses(t)

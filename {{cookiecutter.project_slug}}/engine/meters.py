@@ -101,7 +101,8 @@ def _wide(value: Value) -> Value:
 def extreme(reduce_fx: object, a: Value, b: Value) -> Value:
     """The smaller of two values, or the larger one: `reduce_fx` is "min" or "max"."""
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return min(a, b) if reduce_fx == "min" else max(a, b)
+        # As among tensors, one that is not a number stays; Python's min would drop it from the second place.
+        return b if math.isnan(b) else min(a, b) if reduce_fx == "min" else max(a, b)
     left, right = torch.as_tensor(a), torch.as_tensor(b)
     return torch.minimum(left, right) if reduce_fx == "min" else torch.maximum(left, right)
 
