@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,22 +45,25 @@ def split(
     Returns:
         For each part the indices of its samples, ascending; every sample is in exactly one part.
     """
-    kinds, labels = np.unique(np.zeros(count, int) if classes is None else np.asarray(classes), return_inverse=True)
+    labels = [0] * count if classes is None else np.asarray(classes).tolist()
     members: dict[Hashable, list[int]] = defaultdict(list)
     for index in torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist():
         members[index if groups is None else groups[index]].append(index)
-    totals = np.bincount(labels, minlength=len(kinds))
+    totals = Counter(labels)
     # What each part still lacks of each class.
-    lacking = np.outer(shares, totals)
+    lacking = [{kind: share * total for kind, total in totals.items()} for share in shares]
     parts: list[list[int]] = [[] for _ in shares]
     for group in sorted(members.values(), key=len, reverse=True):
-        has = np.bincount(labels[group], minlength=len(kinds))
-        need, whole = lacking / totals @ has, has / totals @ has
-        if need.max() < whole - 1e-9:
+        has = Counter([labels[index] for index in group]) if len(group) > 1 else {labels[group[0]]: 1}
+        weights = [(kind, number / totals[kind]) for kind, number in has.items()]
+        need = [sum([own[kind] * weight for kind, weight in weights]) for own in lacking]
+        if max(need) < sum([has[kind] * weight for kind, weight in weights]) - 1e-9:
             # No part lacks all of it: sizes decide, so that rounding down every class leaves no part too small.
-            need = np.where(need > 0, lacking.sum(axis=1), -np.inf)
-        chosen = int(need.argmax())
-        lacking[chosen] -= has
+            sizes = [math.fsum(own.values()) for own in lacking]
+            need = [size if some > 0 else -math.inf for some, size in zip(need, sizes, strict=True)]
+        chosen = need.index(max(need))
+        for kind, number in has.items():
+            lacking[chosen][kind] -= number
         parts[chosen].extend(group)
     return [sorted(part) for part in parts]
 
