@@ -16,7 +16,7 @@ LIMITS = {"main.py": 120, "data/data_interface.py": 200, "model/model_interface.
 
 # What `python main.py --help` may import beside torch, torchvision, torchmetrics and what these import.
 OURS = {"main", "engine", "data", "model", "utils"}
-SMALL = {"jsonargparse", "docstring_parser", "yaml", "rich", "pygments", "markdown_it", "mdurl"}
+SMALL = {"jsonargparse", "docstring_parser", "yaml", "rich", "pygments", "markdown_it", "mdurl", "PIL"}
 
 
 def length(node: ast.AST) -> int:
@@ -38,7 +38,7 @@ def test_no_file_and_no_function_needs_a_scroll(file: Path) -> None:
 def test_help_imports_little(tmp_path: Path) -> None:
     script = (
         "import json, sys, contextlib, io\n"
-        "import torch, torchvision, torchmetrics\n"
+        "import torch\n"
         "before = {name.split('.')[0] for name in sys.modules}\n"
         f"sys.path.insert(0, {str(PROJECT)!r})\n"
         "import main\n"
@@ -52,5 +52,5 @@ def test_help_imports_little(tmp_path: Path) -> None:
     ).stdout
     imported = {name.removeprefix("_") for name in json.loads(out) if "cython" not in name}
     assert imported >= OURS
-    # What jsonargparse imports where it is installed.
-    assert imported - OURS - SMALL - {"typeshed_client", "attr", "attrs"} == set()
+    # What jsonargparse imports where it is installed, and a module that torch.distributed makes.
+    assert imported - OURS - SMALL - {"typeshed_client", "attr", "attrs", "remote_module_non_scriptable"} == set()

@@ -17,7 +17,6 @@ from utils.arguments import constructor_arguments, parse, to_yaml
 from utils.cross_validation import fit_folds
 from utils.exits import exit_after
 from utils.export import export
-from utils.metrics import as_numbers, usual_mode
 from utils.prediction import predict
 from utils.processes import launch, processes_to_start
 from utils.report import Report
@@ -69,7 +68,7 @@ def fit(model: MInterface, data: DInterface, arguments: Any, report: Report) -> 
     with remove_if_refused(*(Path(logger.log_dir) for logger in logs if logger.log_dir)):
         trainer = engine.Trainer(**settings, logger=logs, callbacks=[report, *callbacks(arguments)])
         trainer.fit(model, datamodule=data, ckpt_path=resume_from(arguments))
-    results = as_numbers(trainer.callback_metrics)
+    results = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
     if judged := best and any(name.startswith("val_") for name in results):
         judge = engine.Trainer(**settings, logger=False, callbacks=[report])
@@ -77,8 +76,7 @@ def fit(model: MInterface, data: DInterface, arguments: Any, report: Report) -> 
     trainer.test(model, datamodule=data, ckpt_path=None if judged else best or None)  # the judge has loaded it
     if trainer.is_global_zero and not trainer.fast_dev_run:
         print(f"\nbest checkpoint  {best or 'none: no epoch was validated'}\nlogs             {logs[0].log_dir}")
-        if report.page:
-            print(f"report           {report.page}")
+        print(f"report           {report.page}\n" if report.page else "", end="")
         print(f"TensorBoard      tensorboard --logdir {arguments.log_dir}")
     return results | report.metrics
 
@@ -97,6 +95,8 @@ def evaluate(command: str, model: MInterface, data: DInterface, arguments: Any) 
 
 def callbacks(arguments: Any) -> list[engine.Callback]:
     """What runs beside the training loop."""
+    from utils.metrics import usual_mode  # torchmetrics takes longer to import than torch: --help does without
+
     # Without validation the newest checkpoint counts as the best.
     blind = arguments.limit_val_batches == 0 and arguments.monitor.startswith("val_")
     watch: dict[str, Any] = {"monitor": None if blind else arguments.monitor}

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 import engine
 from utils.acceleration import accelerate
 from utils.batches import SoftLabels, TargetScale, check_labels, describe_data, explain, pair, take_description
 from utils.fine_tuning import freeze, load_pretrained
 from utils.losses import activate, align, build_losses
-from utils.metrics import build_metrics, usual_mode
 from utils.optimizers import build_optimizer, build_schedule
 from utils.registry import build_net
 
@@ -94,18 +92,20 @@ class MInterface(engine.Module):
 
     def configure_model(self) -> None:
         """Build the net, once the dataset can tell how many classes it has and what a sample looks like."""
+        from torchmetrics import MetricCollection  # takes longer than torch, and --help does without
+
         if self.net is not None:
             return
-        given = self.hparams
-        tell = getattr(getattr(self._trainer, "datamodule", None), "tell", lambda attribute: None)
+        given, data = self.hparams, getattr(self._trainer, "datamodule", None)
+        tell = getattr(data, "tell", lambda attribute: None)
         given["task"] = given["task"] or tell("task") or "multiclass"
-        given.update(describe_data(getattr(self._trainer, "datamodule", None), given))
+        given.update(describe_data(data, given))
         self.net = build_net(given["model_name"], given["model"], given["task"], tell)
         self.num_outputs = given["model"].get("num_classes")
         self.loss, metrics = self.configure_loss(), self.configure_metrics()
         self.metrics = metrics if isinstance(metrics, MetricCollection) else MetricCollection(metrics)
-        self.scale = TargetScale(given["task"], getattr(self._trainer, "datamodule", None))
-        softening = [given[name] for name in ("label_smoothing", "mixup", "cutmix")]
+        self.scale = TargetScale(given["task"], data)
+        softening = (given[name] for name in ("label_smoothing", "mixup", "cutmix"))
         self.soften = SoftLabels(given["task"], self.num_outputs, *softening)
         if given["pretrained"] is not None and self._trainer is not None:
             load_pretrained(self.net, given["pretrained"])
@@ -114,11 +114,12 @@ class MInterface(engine.Module):
 
     def configure_loss(self) -> nn.Module:
         """A module that takes outputs and targets, as `align` gives them, and returns the loss."""
-        given = self.hparams
-        return build_losses(given["task"], given["loss"], given["loss_args"], given["loss_weights"])
+        return build_losses(*(self.hparams[name] for name in ("task", "loss", "loss_args", "loss_weights")))
 
     def configure_metrics(self) -> Any:
         """What to measure on a validation or test set: a MetricCollection, a metric, or a dict or list of metrics."""
+        from utils.metrics import build_metrics
+
         given = self.hparams
         return build_metrics(given["task"], given["metrics"], given["metric_args"], self.num_outputs)
 
@@ -126,16 +127,15 @@ class MInterface(engine.Module):
         """The optimizer, and what changes its learning rate over the run."""
         assert self.net is not None
         given, trainer = self.hparams, self.trainer
-        wanted = [given[name] for name in ("optimizer", "lr", "weight_decay", "optimizer_args", "lr_scales")]
-        optimizer = build_optimizer(self.net, *wanted)
+        wanted = ("optimizer", "lr", "weight_decay", "optimizer_args", "lr_scales")
+        optimizer = build_optimizer(self.net, *(given[name] for name in wanted))
         warmup = 0 if trainer.fast_dev_run else given["warmup_steps"]
-        mode = given["monitor_mode"] or usual_mode(given["monitor"])
         schedule = {"name": given["lr_schedule"], "arguments": given["lr_schedule_args"], "warmup_steps": warmup}
         # In this order: Lightning reads the loader when it is asked for all steps, and knows an epoch's afterwards.
         span: dict[str, Any] = {"total_steps": trainer.estimated_stepping_batches}
         span["steps_per_epoch"] = trainer.num_training_batches / trainer.accumulate_grad_batches
-        schedulers = build_schedule(optimizer, **schedule, **span, monitor=given["monitor"], monitor_mode=mode)
-        return [optimizer], schedulers
+        watched = {name: given[name] for name in ("monitor", "monitor_mode")}
+        return [optimizer], build_schedule(optimizer, **schedule, **span, **watched)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check the labels, while they are on the CPU."""

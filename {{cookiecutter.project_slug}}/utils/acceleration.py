@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, Optimizer
 
 import engine
@@ -61,7 +60,7 @@ def faster_form(cls: type[Optimizer], groups: list[dict[str, Any]]) -> dict[str,
         return {}
     if all(_can_be_fused(parameter) for parameter in parameters):
         return {"fused": True}
-    meshes = {p.device_mesh if isinstance(p, DTensor) else None for p in parameters}
+    meshes = {getattr(p, "device_mesh", None) for p in parameters}
     return {"foreach": True} if len(meshes) == 1 and None not in meshes else {}
 
 

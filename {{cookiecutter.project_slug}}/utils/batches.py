@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from engine import MisconfigurationException
 from utils.registry import describe
@@ -74,9 +73,12 @@ class SoftLabels:
                     f"{name}={value} needs the task multiclass and a dataset that tells its num_classes; here: {task}"
                 )
         self.num_classes, self.smoothing = num_classes, smoothing
-        chosen = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
-        kinds = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in chosen if alpha]
-        self.mix = v2.RandomChoice(kinds) if kinds else None
+        self.mix = None
+        if mixup or cutmix:
+            from torchvision.transforms import v2
+
+            chosen = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
+            self.mix = v2.RandomChoice([kind(alpha=alpha, num_classes=num_classes) for kind, alpha in chosen if alpha])
 
     def __call__(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
         """Inputs, and targets of shape (batch, num_classes) where anything is on; (batch,) otherwise."""

@@ -193,11 +193,6 @@ def usual_mode(monitor: str) -> Literal["min", "max"]:
     )
 
 
-def as_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """A trainer's metrics as plain numbers."""
-    return {name: float(value) for name, value in values.items()}
-
-
 def _build(task: str, name: str, arguments: Mapping[str, Any], num_outputs: int | None) -> Metric:
     known = _known(task)
     shorts = {short: known[cls] for short, (cls, _) in SHORT.items() if cls in known}

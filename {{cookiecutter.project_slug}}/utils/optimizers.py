@@ -136,7 +136,7 @@ def build_schedule(
     total_steps: float,
     steps_per_epoch: float,
     monitor: str | None = None,
-    monitor_mode: str = "min",
+    monitor_mode: str | None = None,
 ) -> list[dict[str, Any]]:
     """How the learning rate changes over the run, in the form that `configure_optimizers` may return.
 
@@ -151,7 +151,7 @@ def build_schedule(
         total_steps: Optimizer steps of the run; inf if it has no end.
         steps_per_epoch: Optimizer steps of an epoch; inf if it has no end.
         monitor: Logged value that plateau watches.
-        monitor_mode: Whether less ("min") or more ("max") of it is better.
+        monitor_mode: Whether less ("min") or more ("max") of it is better. Default: known by its name.
 
     Raises:
         MisconfigurationException: There is no such schedule, it refuses the arguments, or it needs an end.
@@ -180,8 +180,11 @@ def build_schedule(
 
 
 def _plateau(
-    optimizer: Optimizer, arguments: Mapping[str, Any], warmup_steps: int, monitor: str | None, mode: str
+    optimizer: Optimizer, arguments: Mapping[str, Any], warmup_steps: int, monitor: str | None, mode: str | None
 ) -> list[dict[str, Any]]:
+    from utils.metrics import usual_mode
+
+    mode = mode or usual_mode(monitor or "loss")
     plateau = construct(
         lr_scheduler.ReduceLROnPlateau, arguments, "--lr_schedule plateau", optimizer=optimizer, mode=mode
     )

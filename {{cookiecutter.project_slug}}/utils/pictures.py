@@ -1,4 +1,7 @@
-"""Pictures: files of them, read to the size that a net takes."""
+"""Pictures: files of them, read to the size that a net takes.
+
+torchvision is imported when it is needed: it takes nearly as long as torch, and --help does without.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
 # Files that Pillow reads; of moving pictures it is the first.
-PICTURES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
+PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What stands for white in pictures of more than 8 bits; those of floats are taken to be from 0 to 1.
 WHITE = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}
 
@@ -27,6 +28,8 @@ def describe_reading(size: int, grayscale: bool) -> dict[str, Any]:
 
 def read_picture(file: Path, size: int, grayscale: bool, augment: bool, flip: bool) -> Tensor:
     """A picture as float32 of shape (channels, size, size) from 0 to 1; see FolderData for the arguments."""
+    from torchvision.transforms import v2
+
     image = v2.functional.resize(_decode(file, size, grayscale), [size])
     if augment:
         image = v2.RandomCrop(size, padding=size // 8)(image)
@@ -44,12 +47,16 @@ def picture_of_shape(file: Path, shape: tuple[int, ...]) -> Tensor:
     channels, height, width = shape
     if height == width:
         return read_picture(file, height, channels == 1, augment=False, flip=False)
+    from torchvision.transforms import v2
+
     image = v2.functional.resize(_decode(file, max(height, width), channels == 1), [height, width])
     return v2.functional.to_dtype(image, torch.float32, scale=True)
 
 
 def _decode(file: Path, size: int, grayscale: bool) -> Tensor:
     """A picture in its own size, or in a smaller one of at least `size`: uint8, or float32 from 0 to 1."""
+    from torchvision.transforms import v2
+
     try:
         with Image.open(file) as opened:
             # A large JPEG is decoded at a half, a quarter or an eighth of its size if that is enough: much faster.

@@ -17,7 +17,6 @@ from torch import Tensor
 
 import engine
 from utils import figures
-from utils.metrics import as_numbers, usual_mode
 from utils.report.logs import read_curves, read_speed
 from utils.report.page import Page
 from utils.report.results import Results
@@ -126,7 +125,7 @@ class Report(engine.Callback):
     def _close(self, trainer: engine.Trainer, module: Any) -> None:
         """Add up what the processes have counted: each of them comes here."""
         data: Any = trainer.datamodule
-        self.metrics |= as_numbers(trainer.callback_metrics)
+        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.class_names = module.hparams.get("class_names")
         for key, results in self.results.items():
             if key.partition("/")[0] == self._stage:
@@ -165,6 +164,8 @@ class Report(engine.Callback):
 
     def _draw(self, folder: Path | None, data: Any) -> Page:
         """The page, with all figures; `folder` is the run's, if there is one."""
+        from utils.metrics import usual_mode
+
         given = self.arguments.as_dict() | ({} if folder is None else read_config(folder))
         page = Page(self.title, str(self.checkpoint or folder))
         with figures.style():
