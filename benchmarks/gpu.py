@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
@@ -29,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}
 import engine
 from ddp import GOAL, Batch, Turns
 from model.standard_net import StandardNet
+from tables import Goal, Table, ratio_cells, record
 from utils.acceleration import accelerate
 
 FORMATS = {"TF32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 DTYPES = {"TF32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-NONE = "–"
 # Of the steps in which waiting is counted: how many go before, and how many there are. Values are fetched every 50.
 BEFORE, WATCHED = 10, 20
 
@@ -90,11 +88,15 @@ class Task(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A row of the table."""
+    """A row of the tables."""
 
     numbers: str
     compiled: bool
     channels_last: bool
+
+    def __str__(self) -> str:
+        switches = {"compiled": self.compiled, "channels_last": self.channels_last}
+        return ", ".join([self.numbers, *(name for name, on in switches.items() if on)])
 
 
 def tasks(quick: bool) -> dict[str, Task]:
@@ -208,73 +210,66 @@ class Race:
         )
         trainer.fit(Training(net, logs), batches)
 
-    def alone(self) -> tuple[list[str], list[str]]:
-        """Host syncs in a step, and MB that were held at most: under the Trainer, and by hand."""
-        if self.device.type != "cuda":
-            self.by_trainer(Few(self.batches, watch=False), logs=True)
-            return [NONE] * 2, [NONE] * 2
-        syncs, held = [], []
-        for ours in (True, False):
-            few = Few(self.batches, watch=True)
-            fresh()
-            torch.cuda.reset_peak_memory_stats()
-            if ours:
-                self.by_trainer(few, logs=True)
-            else:
-                step = self.by_hand()
-                for batch in few:
-                    step(batch)
-                del step
-            torch.cuda.synchronize()
-            syncs.append(f"{few.syncs / WATCHED:g}")
-            held.append(f"{torch.cuda.max_memory_allocated() / 1e6:,.0f} MB")
-        return syncs, held
+    def alone(self, ours: bool) -> tuple[float, float]:
+        """Host syncs in a step, and MB that were held at most: under the Trainer, or by hand."""
+        few = Few(self.batches)
+        fresh()
+        torch.cuda.reset_peak_memory_stats()
+        if ours:
+            self.by_trainer(few, logs=True)
+        else:
+            step = self.by_hand()
+            for batch in few:
+                step(batch)
+        torch.cuda.synchronize()
+        return few.syncs / WATCHED, torch.cuda.max_memory_allocated() / 1e6
 
-    def row(self, blocks: int) -> list[str]:
-        """Of the table."""
-        syncs, held = self.alone()
+    def add_to(self, pace: Table, waits: Table, blocks: int) -> None:
+        """Race, and add a line to each table; what only a GPU has to the second."""
+        if self.device.type == "cuda":
+            (mine, held), (by_hand, held_by_hand) = self.alone(True), self.alone(False)
+            cells = {"waits/step": f"{mine:g}", "by hand": f"{by_hand:g}"}
+            cells |= {"memory": f"{held:,.0f} MB", "memory by hand": f"{held_by_hand:,.0f} MB"}
+            waits.add(str(self.setting), cells, mine, Goal(0))
         fresh()
         finish = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
         turns = Turns(self.by_hand(), self.batches, blocks, finish)
         self.by_trainer(turns)
         samples = sum(len(targets) for _, targets in self.batches)
         ours, theirs = (statistics.median(samples / s for s in column) for column in zip(*turns.seconds, strict=True))
-        low, ratio, high = statistics.quantiles([mine / hand for mine, hand in turns.seconds], n=4)
-        rates = [f"{ours:,.0f}/s", f"{theirs:,.0f}/s", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", f"<= {GOAL}"]
-        numbers, *switches = self.setting
-        return [numbers, *("yes" if on else "no" for on in switches), *rates, *syncs, "0", *held]
+        ratios = [mine / hand for mine, hand in turns.seconds]
+        cells = {"Trainer": f"{ours:,.0f}/s", "by hand": f"{theirs:,.0f}/s", **ratio_cells(ratios)}
+        pace.add(str(self.setting), cells, round(statistics.median(ratios), 3), Goal(GOAL))
 
 
 class Few:
-    """A few batches for one of the two alone.
+    """A few batches for one of the two alone, in which torch warns of each operation that waits for the GPU.
 
     Args:
         batches: These, over and over.
-        watch: Have torch warn of each operation that waits for the GPU, in steps that fetch no value.
 
     Attributes:
-        syncs: How often it has.
+        syncs: How often it has, in `WATCHED` steps that fetch no value.
     """
 
-    def __init__(self, batches: list[Batch], watch: bool) -> None:
-        self.batches, self.watch, self.syncs = batches, watch, 0
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches, self.syncs = batches, 0
 
     def __len__(self) -> int:
         # One more: the end of an epoch fetches values.
-        return BEFORE + WATCHED + 1 if self.watch else 2
+        return BEFORE + WATCHED + 1
 
     def __iter__(self) -> Iterator[Batch]:
         batches = itertools.islice(itertools.cycle(self.batches), len(self))
-        if self.watch:
-            yield from itertools.islice(batches, BEFORE)
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode("warn")
-                try:
-                    yield from itertools.islice(batches, WATCHED)
-                finally:
-                    torch.cuda.set_sync_debug_mode("default")
-            self.syncs = sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
+        yield from itertools.islice(batches, BEFORE)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield from itertools.islice(batches, WATCHED)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        self.syncs = sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
         yield from batches
 
 
@@ -296,8 +291,8 @@ def settings(task: Task) -> list[Setting]:
     ]
 
 
-def measure(task: Task, device: torch.device, arguments: argparse.Namespace) -> None:
-    """Race with each setting, and print a table."""
+def measure(task: Task, device: torch.device, arguments: argparse.Namespace) -> list[Table]:
+    """Race with each setting."""
     steps, blocks, backend = (2, 2, "eager") if arguments.quick else (20, arguments.blocks, "inductor")
     size = arguments.batch_size or task.size
     batches = [task.batch(size) for _ in range(steps)]
@@ -305,17 +300,20 @@ def measure(task: Task, device: torch.device, arguments: argparse.Namespace) -> 
         batches = [(inputs.pin_memory(), targets.pin_memory()) for inputs, targets in batches]
     parameters = sum(parameter.numel() for parameter in task.make().parameters())
     title = f"{task.name}, {parameters:,} parameters, batches of {size}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("numbers", "compiled", "channels_last"):
-        table.add_column(heading)
-    for heading in ("Trainer", "by hand", "ratio", "half of the blocks", "goal"):
-        table.add_column(heading, justify="right")
-    for heading in ("waits/step", "by hand", "goal", "memory", "by hand"):
-        table.add_column(heading, justify="right")
+    where = f"Medians of {blocks} blocks of {steps} steps on {machine()}."
+    pace = Table(title, "setting", f"Samples a second; ratios of times. {where}", "gpu/pace")
+    note = f"How often the host waits for the GPU in a step, of {WATCHED}, and the most memory; each alone."
+    waits = Table(f"waiting and memory: {task.name}", "setting", note, "gpu/waits")
     for setting in settings(task):
-        table.add_row(*Race(task, setting, device, batches, backend).row(blocks))
-    Console(width=150).print(table)
-    print(f"medians of {blocks} blocks of {steps} steps")
+        Race(task, setting, device, batches, backend).add_to(pace, waits, blocks)
+    return [pace, waits] if waits.rows else [pace]
+
+
+def machine() -> str:
+    """The GPU, or that there is none."""
+    if not torch.cuda.is_available():
+        return f"{platform.machine()} CPU"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
 
 def main() -> None:
@@ -335,12 +333,12 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     device = torch.device(arguments.device, 0) if arguments.device == "cuda" else torch.device("cpu")
-    for name in arguments.tasks:
-        measure(tasks(arguments.quick)[name], device, arguments)
-    machine = f"{platform.machine()} CPU"
-    if device.type == "cuda":
-        machine = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    print(f"torch {torch.__version__}, {machine}")
+    results = [table for name in arguments.tasks for table in measure(tasks(arguments.quick)[name], device, arguments)]
+    if arguments.device == "cuda":
+        record("gpu", results)
+    else:
+        for table in results:
+            table.show()
 
 
 if __name__ == "__main__":

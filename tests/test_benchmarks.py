@@ -31,12 +31,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 @pytest.mark.long
 def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--only", "step", "start", "scale"]
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick"]
     environment = {**os.environ, "BENCH_RESULTS": str(tmp_path)}
     out = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert out.returncode == 0, out.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
-    by_key = {table["key"]: {row["name"]: row for row in table["rows"]} for part in ("step", "start", "scale")
+    by_key = {table["key"]: {row["name"]: row for row in table["rows"]} for part in ("step", "epoch", "start", "scale")
               for table in results[part]}  # fmt: skip
     quiet, realistic = by_key["step/tiny/quiet"], by_key["step/tiny/realistic"]
     assert list(quiet) == ["bare loop", "this Trainer"]
@@ -49,6 +49,7 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
     calls = {name: int(row["cells"]["calls"]) for name, row in quiet.items()}
     assert 20 < calls["bare loop"] < calls["this Trainer"] <= calls["bare loop"] + 100
     assert [row["cells"]["frames"] for row in quiet.values()] == ["0", "6"]
+    assert list(by_key["epoch/digits"]) == ["bare loop", "this Trainer"]
     first = by_key["start/first step"]
     assert list(first) == ["bare loop", "this Trainer", "python main.py"]
     assert all(int(row["cells"]["peak memory"].split()[0].replace(",", "")) > 50 for row in first.values())
@@ -57,7 +58,7 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
     assert {row["goal"] != "" for row in by_key["scale/memory"].values()} == {True}
     # The page has all of it, and the plot is a picture.
     page = (tmp_path / "results.md").read_text()
-    assert page.count("| this Trainer |") == 3 and "≤ 1.05" in page
+    assert page.count("| this Trainer |") == 4 and "≤ 1.05" in page
     assert (tmp_path / "speed.png").stat().st_size > 5000
     assert "this Trainer" in out.stdout and "torch 2" in out.stdout
 
