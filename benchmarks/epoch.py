@@ -17,11 +17,11 @@ from contenders import BARE, Contender
 from epochs import TASKS
 from step import add_fastest_peer, against, choose
 from tables import Table, ratio_cells, record
-from turns import Racer, race, racers
+from turns import Racer, race_anew
 
 PER_SAMPLE = f"{BARE}, images read one by one"
-# Rounds, and training samples (0: all).
-SIZES = {"digits": (7, 0), "mnist": (3, 12_800)}
+# Launches, rounds of each, and training samples (0: all).
+SIZES = {"digits": (2, 5, 0), "mnist": (3, 2, 6_400)}
 
 
 def check_same_work(racing: Sequence[Racer]) -> None:
@@ -41,27 +41,26 @@ def check_same_work(racing: Sequence[Racer]) -> None:
             raise RuntimeError(f"{racer.name} has not done the same work as the {BARE}; {'; '.join(other)}")
 
 
-def table(task: str, chosen: Sequence[Contender], rounds: int, samples: int) -> Table:
+def table(task: str, chosen: Sequence[Contender], launches: int, rounds: int, samples: int) -> Table:
     """Race on a task."""
     some = f", {samples:,} of the samples" if samples else ""
     title = f"an epoch of {task}: {TASKS[task].about}{some}"
-    note = f"Training and validation, wall time, medians of {rounds} rounds; accuracy after {rounds + 1} epochs."
+    note = f"Training and validation, wall time, medians of {launches} launches of {rounds} rounds; "
+    note += f"accuracy after {rounds + 1} epochs."
     result = Table(title, "contender", note, f"epoch/{task}")
     words = ["--blocks", str(rounds + 1), "--task", task, "--samples", str(samples)]
     entries = [(contender, words) for contender in chosen]
     if task == "mnist":
         entries.insert(1, (chosen[0]._replace(name=PER_SAMPLE, variant="per sample"), words))
-    with racers(entries, "epochs") as racing:
-        race(racing, rounds + 1)
-        check_same_work(racing)
-        ratios = {}
-        for racer in racing:
-            ratios[racer.name] = against(racer, racing[0], "wall")
-            cpu, seconds = (statistics.median(column) for column in zip(*racer.laps, strict=True))
-            cells = {"wall": f"{seconds:.2f} s", "CPU": f"{cpu:.2f} s", **ratio_cells(ratios[racer.name])}
-            cells["accuracy"] = f"{racer.end['accuracy']:.3f}"
-            result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3))
-        add_fastest_peer(result, racing, ratios, "wall")
+    racing = race_anew(entries, "epochs", rounds, launches, check_same_work)
+    ratios = {}
+    for racer in racing:
+        ratios[racer.name] = against(racer, racing[0], "wall")
+        cpu, seconds = (statistics.median(column) for column in zip(*racer.laps, strict=True))
+        cells = {"wall": f"{seconds:.2f} s", "CPU": f"{cpu:.2f} s", **ratio_cells(ratios[racer.name])}
+        cells["accuracy"] = f"{racer.end['accuracy']:.3f}"
+        result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3))
+    add_fastest_peer(result, racing, ratios, "wall")
     return result
 
 
@@ -69,18 +68,18 @@ def main() -> None:
     """Race on both tasks, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one epoch of the digits, without peers")
-    parser.add_argument("--samples", type=int, help="training samples of the larger set; 0 for all [12800]")
-    parser.add_argument("--rounds", type=int, help="epochs of each")
+    parser.add_argument("--samples", type=int, help="training samples of the larger set; 0 for all [6400]")
+    parser.add_argument("--launches", type=int, help="how often each race is started")
     arguments = parser.parse_args()
     chosen = choose(arguments.quick)
     if arguments.quick:
-        record("epoch", [table("digits", chosen, 1, 0)])
+        record("epoch", [table("digits", chosen, 1, 1, 0)])
         return
     mnist.write()
     results = []
-    for task, (rounds, samples) in SIZES.items():
+    for task, (launches, rounds, samples) in SIZES.items():
         given = arguments.samples if task == "mnist" and arguments.samples is not None else samples
-        results.append(table(task, chosen, arguments.rounds or rounds, given))
+        results.append(table(task, chosen, arguments.launches or launches, rounds, given))
     record("epoch", results)
 
 

@@ -204,9 +204,9 @@ def growth(rounds: int, steps: int, quick: bool) -> Table:
 
 
 class Memory(engine.Callback):
-    """Notes what the process holds, at two steps."""
+    """Notes what the process holds, at some steps."""
 
-    def __init__(self, steps: tuple[int, int]) -> None:
+    def __init__(self, *steps: int) -> None:
         self.steps, self.held = steps, list[tuple[float, int]]()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -219,15 +219,16 @@ class Memory(engine.Callback):
 
 def memory(steps: int) -> Table:
     """What steps leave behind, with a value logged in each."""
-    warm = steps // 10
-    looks = Memory((warm, warm + steps))
+    warm = steps // 2
+    # To look leaves something behind, too, the first time.
+    looks = Memory(warm // 2, warm, warm + steps)
     # One block, since blocks leave their times behind.
     endless = Turns(lambda: None, batches_of(64, 1) * (warm + steps), 1)
     with tempfile.TemporaryDirectory() as folder:
         logger: Any = CSVLogger(folder)
         trainer = engine.Trainer(accelerator="cpu", logger=logger, callbacks=[looks], max_epochs=1, **QUIET)
         trainer.fit(Training(tiny(), endless, 1), endless.loader)
-    (megabytes, blocks), (later_megabytes, later_blocks) = looks.held
+    _, (megabytes, blocks), (later_megabytes, later_blocks) = looks.held
     table = Table(f"memory after {steps:,} further steps", "what", f"After {warm:,} steps to warm up.", "scale/memory")
     for name, before, after, unit, limit in (
         ("resident memory", megabytes, later_megabytes, "MB", 1.0),

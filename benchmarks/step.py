@@ -15,24 +15,32 @@ import environments
 import torch
 from contenders import BARE, CONTENDERS, OURS, Contender
 from tables import Goal, Table, ratio_cells, record
-from turns import Racer, race, racers
+from turns import Racer, race, race_anew, racers
 from work import BATCH_SIZE, LOG_EVERY, TASKS
 
 
 class Race(NamedTuple):
-    """How long a race is: rounds, and steps of a round, at whose end a checkpoint is due in the realistic mode."""
+    """How long a race is.
+
+    Attributes:
+        goal: The limit of this Trainer's ratio.
+        launches: How often all processes are started.
+        rounds: Rounds of a launch.
+        steps: Steps of a round, at whose end a checkpoint is due in the realistic mode.
+    """
 
     goal: float
+    launches: int
     rounds: int
     steps: int
 
 
-# By task and mode; the goal is the limit of this Trainer's ratio.
+# By task and mode.
 RACES = {
-    ("tiny", "quiet"): Race(1.05, 15, 500),
-    ("tiny", "realistic"): Race(1.10, 7, 2000),
-    ("standard_net", "quiet"): Race(1.02, 9, 50),
-    ("standard_net", "realistic"): Race(1.02, 7, 100),
+    ("tiny", "quiet"): Race(1.05, 3, 7, 500),
+    ("tiny", "realistic"): Race(1.10, 3, 3, 2000),
+    ("standard_net", "quiet"): Race(1.02, 3, 4, 50),
+    ("standard_net", "realistic"): Race(1.02, 3, 3, 100),
 }
 BESIDE = {
     "quiet": "nothing beside the training",
@@ -85,11 +93,13 @@ def counts(task: str, mode: str, chosen: Sequence[Contender]) -> dict[str, Count
     return found
 
 
-def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, size: int, counting: bool) -> Table:
-    """Race on a task, in a mode, for some rounds of some steps."""
+def table(task: str, mode: str, chosen: Sequence[Contender], length: Race, counting: bool) -> Table:
+    """Race on a task, in a mode."""
+    goal, launches, rounds, size = length
     about = TASKS[task].about
     title = f"{mode} step of {task} ({about}), batches of {BATCH_SIZE}: {BESIDE[mode]}"
-    note = f"CPU time, medians of {rounds} rounds of {size} steps; ratios are to the {BARE} of the same round."
+    note = f"CPU time, medians of {launches} launches of {rounds} rounds of {size} steps; "
+    note += f"ratios are to the {BARE} of the same round."
     if mode == "realistic":
         note += (
             f" A checkpoint every {size} steps. “{BARE}, too”: the same loop with tqdm, SummaryWriter and torch.save."
@@ -97,18 +107,16 @@ def table(task: str, mode: str, chosen: Sequence[Contender], rounds: int, size: 
     result = Table(title, "contender", note, f"step/{task}/{mode}")
     words = ["--blocks", str(rounds + 1), "--steps", str(size)]
     counted = counts(task, mode, chosen) if counting else {}
-    with racers(entries(task, mode, chosen, words), "steps") as racing:
-        race(racing, rounds + 1)
-        check_same_work(racing)
-        ratios = {racer.name: against(racer, racing[0]) for racer in racing}
-        for racer in racing:
-            cost = statistics.median(lap.cpu for lap in racer.laps) / size * 1e6
-            cells = {"µs a step": f"{cost:,.0f}", **ratio_cells(ratios[racer.name])}
-            if racer.name in counted:
-                cells |= {"calls": f"{counted[racer.name].calls:,.0f}", "frames": str(counted[racer.name].frames)}
-            goal = Goal(RACES[task, mode].goal) if racer.name == OURS else None
-            result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3), goal)
-        add_fastest_peer(result, racing, ratios)
+    racing = race_anew(entries(task, mode, chosen, words), "steps", rounds, launches, check_same_work)
+    ratios = {racer.name: against(racer, racing[0]) for racer in racing}
+    for racer in racing:
+        cost = statistics.median(lap.cpu for lap in racer.laps) / size * 1e6
+        cells = {"µs a step": f"{cost:,.0f}", **ratio_cells(ratios[racer.name])}
+        if racer.name in counted:
+            cells |= {"calls": f"{counted[racer.name].calls:,.0f}", "frames": str(counted[racer.name].frames)}
+        limit = Goal(goal) if racer.name == OURS else None
+        result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3), limit)
+    add_fastest_peer(result, racing, ratios)
     return result
 
 
@@ -144,16 +152,17 @@ def main() -> None:
     """Race on both nets in both modes, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round on the tiny net, without peers")
-    parser.add_argument("--rounds", type=int, help="rounds of each race")
+    parser.add_argument("--launches", type=int, help="how often each race is started")
     arguments = parser.parse_args()
     chosen = choose(arguments.quick)
     results = []
     for (task, mode), usual in RACES.items():
         if not arguments.quick:
-            rounds = arguments.rounds or usual.rounds
-            results.append(table(task, mode, chosen, rounds, usual.steps, counting=task == "tiny"))
+            length = usual._replace(launches=arguments.launches or usual.launches)
+            results.append(table(task, mode, chosen, length, counting=task == "tiny"))
         elif task == "tiny":
-            results.append(table(task, mode, chosen, 1, LOG_EVERY, counting=mode == "quiet"))
+            short = usual._replace(launches=1, rounds=1, steps=LOG_EVERY)
+            results.append(table(task, mode, chosen, short, counting=mode == "quiet"))
     record("step", results)
 
 

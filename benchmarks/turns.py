@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -146,3 +146,35 @@ def race(racing: Sequence[Racer], blocks: int) -> None:
         racer.finish()
         racer.laps.pop(0)
     print(f"  raced: {', '.join(racer.name for racer in racing)}", file=sys.stderr, flush=True)
+
+
+def race_anew(
+    entries: Sequence[tuple[Contender, Sequence[str]]],
+    kind: str,
+    rounds: int,
+    launches: int,
+    check: Callable[[Sequence[Racer]], None],
+) -> list[Racer]:
+    """Race several times over, with processes that are started anew.
+
+    Where the memory of a process lies makes a net faster or slower by some percent for as long as it lives, so that
+    rounds of one process say less than they seem to.
+
+    Args:
+        entries: Who races, with which words.
+        kind: What `contender.py` does.
+        rounds: Rounds of each launch, beside the one to warm up.
+        launches: How often all are started.
+        check: Looks at all of them at the end of each launch, while their files are there.
+
+    Returns:
+        The contenders of the last launch, which are over, with the laps of all launches.
+    """
+    laps: dict[str, list[Lap]] = {}
+    for _ in range(launches):
+        with racers(entries, kind) as racing:
+            race(racing, rounds + 1)
+            check(racing)
+        for racer in racing:
+            racer.laps = laps[racer.name] = [*laps.get(racer.name, []), *racer.laps]
+    return racing

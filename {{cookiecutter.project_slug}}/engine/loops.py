@@ -298,8 +298,8 @@ def end_batch(t: Trainer, outputs: dict[str, Any], batch: Any, batch_idx: int) -
         call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
     if state.step_open:
         finish_step(t)
-    if t.late["on_train_batch_end"]:
-        t.call_monitoring(Callback.on_train_batch_end, outputs, batch, batch_idx)
+    for monitor in t.late["on_train_batch_end"]:
+        monitor(t, t.module, outputs, batch, batch_idx)
 
 
 def finish_step(t: Trainer) -> None:

@@ -181,8 +181,8 @@ class ModelCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         """Save, if this step is one to save."""
-        stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not stepped or not self._step_is_due(trainer):
+        before, self._step = self._step, trainer.state.global_step
+        if self._step == before or not self._step_is_due():
             return
         # Where the next validation brings a newer value.
         between = self.monitor is not None and not looks_at_epoch_end(trainer, self.save_on_train_epoch_end)
@@ -259,9 +259,9 @@ class ModelCheckpoint(Checkpoint):
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         return bool(due) and trainer.global_step != self._saved_step
 
-    def _step_is_due(self, trainer: Trainer) -> bool:
+    def _step_is_due(self) -> bool:
         if self.train_time_interval is None:
-            return bool(self.every_n_train_steps) and trainer.global_step % self.every_n_train_steps == 0
+            return bool(self.every_n_train_steps) and self._step % self.every_n_train_steps == 0
         due = distributed.broadcast(time.monotonic() - self._time >= self.train_time_interval.total_seconds())
         self._time = time.monotonic() if due else self._time
         return due
