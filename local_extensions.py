@@ -48,8 +48,35 @@ def check_answers(answers: dict[str, str]) -> str:
     assert spec is not None and spec.loader is not None
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
-    faults = hook.find_faults(answers)
+    faults = hook.find_faults(answers, _command([*hook.LONGEST, *hook.CHOICES]))
     if faults:
         print(*faults, sep="\n", file=sys.stderr)
         raise FailedHookException(f"{len(faults) - 1} of the answers cannot be used.")
     return "yes"
+
+
+def _command(questions: list[str]) -> list[str]:
+    """The words of this process up to the answers, if it is cookiecutter's; they are asked for no more."""
+    program = Path(sys.argv[0])
+    if program.parts[-2:] == ("cookiecutter", "__main__.py"):
+        start = ["python", "-m", "cookiecutter"]
+    elif program.stem == "cookiecutter":
+        start = ["cookiecutter"]
+    else:
+        return []
+    words = [word for word in sys.argv[1:] if word != "--no-input" and word.partition("=")[0] not in questions]
+    return [*start, "--no-input", *words]
+
+
+@simple_filter
+def markdown(answer: str) -> str:
+    """Escape what opens HTML, such as a comment that would hide the rest of a page."""
+    return answer.replace("&", "&amp;").replace("<", "&lt;")
+
+
+@simple_filter
+def bibtex(answer: str) -> str:
+    """Escape what is special to TeX; braces, which BibTeX counts even where they are escaped, become brackets."""
+    special = {character: f"\\{character}" for character in "&%$#_"}
+    special |= {"{": "(", "}": ")", "\\": r"\textbackslash ", "~": r"\textasciitilde ", "^": r"\textasciicircum "}
+    return "".join(special.get(character, character) for character in answer)

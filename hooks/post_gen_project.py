@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -55,8 +57,10 @@ def main() -> None:
     answers = json.loads(r"""{{ cookiecutter | tojson }}""")
     remove_caches()
     choose_files(answers)
+    # As seen from where cookiecutter was started; the shell that did so tells where that was.
+    folder = os.path.relpath(Path.cwd(), os.environ["PWD"]) if "PWD" in os.environ else answers["project_slug"]
     commands = {
-        f"cd {answers['project_slug']}": "",
+        f"cd {shlex.quote(folder)}": "",
         "git init && git add . && git commit -m 'New project'": "so that every run notes its code",
         "make train": f"sets up .venv, then trains {LEARNS[answers['task']]}",
     }

@@ -12,11 +12,17 @@ import re
 import shlex
 import sys
 import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
 
 LONGEST = {"project_name": 100, "project_slug": 64, "description": 300, "author_name": 100}
 MAY_BE_EMPTY = {"description"}
-# Cookiecutter itself refuses other answers to these.
-CHOICES = ("license", "task", "ci")
+# Those of cookiecutter.json, which cookiecutter itself holds to unless answers are replayed.
+CHOICES = {
+    "license": ["MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary"],
+    "task": ["image_classification", "tabular_regression", "language_model"],
+    "ci": ["GitHub", "GitLab", "none"],
+}
 
 # For what has nothing in it that could be kept.
 INSTEAD = {"project_name": "My Project", "project_slug": "my-project", "description": "", "author_name": "Your Name"}
@@ -25,23 +31,21 @@ INSTEAD = {"project_name": "My Project", "project_slug": "my-project", "descript
 SLUG = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
 
-# A project named like one of its own dependencies cannot be installed.
-DEPENDENCIES = {
-    "docstring-parser",
-    "jsonargparse",
-    "mypy",
-    "numpy",
-    "matplotlib",
-    "pillow",
-    "pytest",
-    "pyyaml",
-    "rich",
-    "ruff",
-    "tensorboard",
-    "torch",
-    "torchmetrics",
-    "torchvision",
-}
+# A project named like something that is installed with it cannot be installed.
+DEPENDENCIES = set(
+    """
+    docstring-parser jsonargparse matplotlib mypy numpy onnx onnxruntime onnxscript pillow pip pytest pyyaml rich ruff
+    setuptools tensorboard torch torchmetrics torchvision uv
+    absl-py ast-serialize colorama contourpy cycler filelock flatbuffers fonttools fsspec grpcio iniconfig jinja2
+    kiwisolver librt lightning-utilities markdown markdown-it-py markupsafe mdurl ml-dtypes mpmath mypy-extensions
+    networkx onnx-ir packaging pathspec pluggy protobuf pygments pyparsing python-dateutil six sympy
+    tensorboard-data-server triton typeshed-client typing-extensions tzdata werkzeug
+    """.split()
+)
+# Letters, and the like, that nobody can see.
+INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"
+# What a project is made of. Where one of these lies there is one already, or something else of the user's.
+TREES = (".github", "configs", "data", "engine", "model", "tasks", "tests", "utils")
 
 # Control characters, lone surrogates, line and paragraph separators do harm in terminals, TOML and Markdown.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -51,7 +55,8 @@ REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 def text_fault(key: str, value: str) -> str | None:
     """Return what is wrong with a free-text answer, or None."""
-    if not value.strip() and key not in MAY_BE_EMPTY:
+    seen = any(unicodedata.category(letter)[0] in "LNPS" and letter not in INVISIBLE for letter in value)
+    if not seen and key not in MAY_BE_EMPTY:
         return "at least one visible character is needed"
     if len(value) > LONGEST[key]:
         return f"it has {len(value)} characters, at most {LONGEST[key]} are allowed"
@@ -77,39 +82,70 @@ def slug_fault(slug: str) -> str | None:
 
 def corrected(key: str, value: str) -> str:
     """An answer that is allowed, as near to a faulty one as can be."""
+    if key in CHOICES:
+        return CHOICES[key][0]
     if key != "project_slug":
         text = "".join(" " if text_fault("description", letter) else letter for letter in value)
-        return " ".join(text.split())[: LONGEST[key]].strip() or INSTEAD[key]
+        text = " ".join(text.split())[: LONGEST[key]].strip()
+        return INSTEAD[key] if text_fault(key, text) else text
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("._-")[: LONGEST[key] - len("-project")].strip("._-")
     return slug if slug and not slug_fault(slug) else f"{slug.split('.')[0]}-project" if slug else INSTEAD[key]
 
 
-def find_faults(answers: dict[str, str]) -> list[str]:
+def fault_of(key: str, value: str) -> str | None:
+    """Return what is wrong with an answer, or None."""
+    if key in CHOICES:
+        return None if value in CHOICES[key] else f"allowed are {', '.join(CHOICES[key])}"
+    return slug_fault(value) if key == "project_slug" else text_fault(key, value)
+
+
+def find_faults(answers: dict[str, str], command: Sequence[str] = ()) -> list[str]:
     """Say what is wrong with the answers and what to do about it.
 
     Args:
-        answers: Every answer by the name of its question. Choices are checked by cookiecutter.
+        answers: Every answer by the name of its question.
+        command: What starts cookiecutter, up to the answers; empty where something else has started it.
 
     Returns:
         One line for each faulty answer (what was given, what is allowed), then how to go on. Empty when all
         is well.
     """
-    faults = {}
-    for key in LONGEST:
-        fault = slug_fault(answers[key]) if key == "project_slug" else text_fault(key, answers[key])
-        if fault:
-            faults[key] = f"error: {key} is {answers[key]!r}: {fault}."
+    keys = (*LONGEST, *CHOICES)
+    faults = {key: fault for key in keys if (fault := fault_of(key, answers[key]))}
     if not faults:
         return []
-    given = {key: corrected(key, answers[key]) if key in faults else answers[key] for key in (*LONGEST, *CHOICES)}
-    template = answers.get("_template", "gh:org/cookiecutter-torch-trainer")
-    command = ["cookiecutter", template, "--no-input", *(f"{key}={value}" for key, value in given.items())]
-    return [*faults.values(), f"Nothing was generated. This would be, with answers that can: {shlex.join(command)}"]
+    told = [f"error: {key} is {shortened(answers[key])}: {fault}." for key, fault in faults.items()]
+    given = {key: corrected(key, answers[key]) if key in faults else answers[key] for key in keys}
+    if not command:
+        return [
+            *told,
+            f"Nothing was generated. It would be with these answers: {json.dumps(given, ensure_ascii=False)}",
+        ]
+    words = [*command, *(f"{key}={value}" for key, value in given.items())]
+    return [*told, f"Nothing was generated. This would be, with answers that can: {shlex.join(words)}"]
+
+
+def shortened(value: str, most: int = 80) -> str:
+    """An answer as it is shown in a line."""
+    return repr(value) if len(value) <= most else f"{value[:most]!r}... ({len(value)} characters)"
+
+
+def replay(answers: dict[str, str]) -> list[str]:
+    """The command that does again what brought these answers, up to the answers."""
+    command = ["cookiecutter", "--no-input", answers["_template"]]
+    command += ["--checkout", answers["_checkout"]] if answers.get("_checkout") else []
+    return [*command, "--output-dir", answers["_output_dir"]] if answers.get("_output_dir") else command
 
 
 def main() -> int:
     """Report all faults at once and return the exit status."""
-    faults = find_faults(json.loads(r"""{{ cookiecutter | tojson }}"""))
+    answers = json.loads(r"""{{ cookiecutter | tojson }}""")
+    faults = find_faults(answers, replay(answers))
+    if not faults and (there := [name for name in TREES if Path(name).exists()]):
+        faults = [
+            f"error: {Path.cwd()} has {', '.join(there)} already, of which files would be overwritten and removed; "
+            "give another project_slug or --output-dir. `cruft update` brings a project to a new version."
+        ]
     print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
     return 1 if faults else 0
 

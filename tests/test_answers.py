@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import importlib.metadata
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,7 +19,7 @@ import pytest
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
 from cookiecutter.utils import create_env_with_context
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +42,8 @@ ODD_TEXTS = [
     "1e400",
     "null",
     "a" * 100,
+    "<!-- hidden",
+    "& {braces} 100 % $5 ~^",
 ]
 BAD_TEXTS = [
     "two\nlines",
@@ -71,6 +77,10 @@ BAD_SLUGS = [
 BAD_SLUGS += ["con", "NUL", "com1.txt", "torch", "PyTest", "$(x)", "a;b", '"', "'", "*", "~", "%PATH%"]
 
 
+# Any text, that of a letter and of ten thousand.
+ANSWERS = st.text(max_size=400) | st.sampled_from([*ODD_TEXTS, *BAD_TEXTS, "x" * 10_000, "é/" * 5_000])
+
+
 @pytest.fixture(scope="module")
 def hook(load):
     return load("hooks/pre_gen_project.py")
@@ -83,7 +93,10 @@ def test_odd_text_arrives_unchanged(text, generate, tmp_path):
     assert metadata["name"] == project.name
     assert metadata["description"] == text
     assert metadata["authors"] == [{"name": text}]
-    assert (project / "README.md").read_text(encoding="utf-8").startswith(f"# {text}\n\n{text}\n")
+    # On the page that is made of it, it looks as it was given.
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    assert "<" not in readme[: readme.index("## Start")]
+    assert html.unescape(readme).startswith(f"# {text}\n\n{text}\n")
     assert f"(c) {text}\n" in (project / "LICENSE").read_text(encoding="utf-8")
     assert not list(tmp_path.rglob("hacked"))
 
@@ -97,7 +110,15 @@ def test_bad_text_is_refused_and_leaves_nothing(key, text, generate, tmp_path, c
     assert list(tmp_path.iterdir()) == []
     error = capfd.readouterr().err.splitlines()
     assert error[0].startswith(f"error: {key} is {text!r}: ") and "allowed" in error[0]
-    assert len(error) == 2 and "project_slug=p" in error[1] and "cookiecutter " in error[1]
+    assert len(error) == 2 and '"project_slug": "p"' in error[1]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "\u3164 \u2800", "\U000e0041"])
+@pytest.mark.parametrize("key", ["project_name", "author_name"])
+def test_a_name_that_nobody_sees_is_refused(key, text, hook):
+    first, last = hook.find_faults(GOOD | {key: text})
+    assert first == f"error: {key} is {text!r}: at least one visible character is needed."
+    assert hook.find_faults(json.loads(last.split(": ", 1)[1])) == []
 
 
 @pytest.mark.parametrize("slug", ODD_SLUGS)
@@ -127,25 +148,52 @@ def test_all_faults_are_told_at_once(hook):
     )
     questions = ["project_name", "project_slug", "description", "author_name"]
     assert [line.split()[1] for line in lines[:-1]] == questions
-    assert "license=MIT" in lines[-1]
+    assert '"license": "MIT"' in lines[-1]
 
 
 @pytest.mark.parametrize("slug", [*BAD_SLUGS, "é" * 99, "x" * 999, "a/../b"])
 def test_a_refused_slug_comes_back_corrected_in_a_command_to_paste(slug, hook):
-    *_, last = hook.find_faults(GOOD | {"project_slug": slug, "_template": "some where/it"})
+    command = ["cookiecutter", "some where/it"]
+    *_, last = hook.find_faults(GOOD | {"project_slug": slug}, command)
     words = shlex.split(last.split(": ", 1)[1])
-    assert words[:3] == ["cookiecutter", "some where/it", "--no-input"]
-    answers = dict(word.split("=", 1) for word in words[3:])
+    assert words[:2] == command
+    answers = dict(word.split("=", 1) for word in words[2:])
     assert answers.keys() == GOOD.keys() and hook.find_faults(answers) == []
 
 
 @settings(deadline=None)
-@given(st.fixed_dictionaries({key: st.text(max_size=400) for key in list(GOOD)[:4]}))
+@given(st.fixed_dictionaries({key: ANSWERS for key in list(GOOD)[:4]}))
 def test_any_answers_are_good_or_come_back_corrected(hook, answers):
     lines = hook.find_faults(GOOD | answers)
     if lines:
-        words = shlex.split(lines[-1].split(": ", 1)[1])[3:]
-        assert hook.find_faults(dict(word.split("=", 1) for word in words)) == []
+        assert hook.find_faults(json.loads(lines[-1].split(": ", 1)[1])) == []
+        assert all(len(line) < 700 for line in lines[:-1])
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.fixed_dictionaries({key: ANSWERS for key in ("project_name", "description", "author_name")}))
+def test_any_answers_give_a_valid_project_or_a_refusal(hook, load, generate, tmp_path, capfd, answers):
+    folder = tmp_path / "any"
+    faults = hook.find_faults(GOOD | answers)
+    if faults:
+        with pytest.raises(FailedHookException):
+            generate(folder, **GOOD | answers)
+        assert not folder.exists() and capfd.readouterr().err.splitlines()[:-1] == faults[:-1]
+        return
+    project = generate(folder, **GOOD | answers)
+    metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (metadata["description"], metadata["authors"][0]["name"]) == (answers["description"], answers["author_name"])
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    [entry] = re.findall(r"```bibtex\n(.*?)```", readme, re.DOTALL)
+    assert entry.count("{") == entry.count("}") == 3 + 2 * entry.count("{}")
+    assert load("tools/combinations.py").faults(project) == []
+    shutil.rmtree(folder)
+
+
+def test_the_choices_are_those_of_the_questions(hook):
+    assert hook.CHOICES == {
+        key: answers for key, answers in QUESTIONS.items() if isinstance(answers, list) and key[0] != "_"
+    }
 
 
 def test_command_line_refusal_is_clear(template, user_config, tmp_path):
@@ -163,16 +211,69 @@ def test_command_line_refusal_is_clear(template, user_config, tmp_path):
     assert result.returncode == 1
     assert result.stderr.count("error: ") == 2 and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+    # The command that it says works as it stands, and where the first was to.
+    pasted = shlex.split(re.search(r"with answers that can: (.*)", result.stderr)[1])
+    assert pasted[:3] == ["python", "-m", "cookiecutter"]
+    again = subprocess.run([sys.executable, *pasted[1:]], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "out" / "a-b" / "main.py").is_file()
 
 
-def test_replayed_answers_are_checked_by_the_hook(template, user_config, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("key", "answer"), [("project_slug", "con"), ("license", "GPL"), ("task", "segmentation"), ("ci", "Gitea")]
+)
+def test_replayed_answers_are_checked_by_the_hook(key, answer, template, user_config, tmp_path, capfd):
     replay = tmp_path / "replay.json"
-    answers = {key: value for key, value in QUESTIONS.items() if key.startswith("_")} | GOOD
-    replay.write_text(json.dumps({"cookiecutter": answers | {"project_slug": "con"}}), encoding="utf-8")
+    answers = {name: value for name, value in QUESTIONS.items() if name.startswith("_")} | GOOD
+    replay.write_text(json.dumps({"cookiecutter": answers | {key: answer}}), encoding="utf-8")
+    output = tmp_path / "out"
     with pytest.raises(FailedHookException):
-        cookiecutter(str(template), replay=str(replay), output_dir=str(tmp_path), config_file=str(user_config))
-    assert "error: project_slug is 'con': " in capfd.readouterr().err
-    assert not (tmp_path / "con").exists()
+        cookiecutter(str(template), replay=str(replay), output_dir=str(output), config_file=str(user_config))
+    error = capfd.readouterr().err
+    assert f"error: {key} is {answer!r}: " in error and f"cookiecutter --no-input {shlex.quote(str(template))}" in error
+    assert f"--output-dir {shlex.quote(str(output))}" in error and not [*output.iterdir()]
+
+
+def write_over(template, user_config, folder, **options):
+    """Generate the project `p` where there is something of that name."""
+    options = {"no_input": True, "config_file": str(user_config), "overwrite_if_exists": True, **options}
+    return cookiecutter(str(template), extra_context={"project_slug": "p"}, output_dir=str(folder), **options)
+
+
+def test_a_project_that_is_there_is_not_written_over(generate, template, user_config, tmp_path, capfd):
+    project = generate(tmp_path, project_slug="p")
+    (project / "model" / "standard_net.py").write_text("mine", encoding="utf-8")
+    (project / "data" / "own.py").write_text("mine", encoding="utf-8")
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    for skip in (False, True):
+        with pytest.raises(FailedHookException):
+            write_over(template, user_config, tmp_path, skip_if_file_exists=skip)
+        assert "has .github, configs, data, engine, model, tests, utils already" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_a_repository_that_is_empty_takes_a_project(template, user_config, tmp_path):
+    """As made on a server, and cloned."""
+    for name in (".git/HEAD", "README.md", "LICENSE"):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_text("theirs", encoding="utf-8")
+    project = Path(write_over(template, user_config, tmp_path))
+    assert (project / ".git/HEAD").read_text(encoding="utf-8") == "theirs"
+    assert (project / "main.py").is_file() and (project / "README.md").read_text(encoding="utf-8") != "theirs"
+
+
+def test_the_three_commands_that_come_next_work(template, user_config, tmp_path):
+    (tmp_path / "some where").mkdir()
+    options = ["--no-input", "--config-file", str(user_config), "--output-dir", "some where"]
+    command = shlex.join([sys.executable, "-m", "cookiecutter", *options, str(template)])
+    done = subprocess.run(["bash", "-c", f"cd {shlex.quote(str(tmp_path))}; {command}"], capture_output=True, text=True)
+    enter, commit, train = [line.split("  # ")[0].strip() for line in done.stdout.splitlines() if line[:2] == "  "]
+    who = {f"GIT_{role}_{what}": "x@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = os.environ | who | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    script = f"{enter} && {commit} && {train} --dry-run && git status --short"
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "main.py" in ran.stdout.splitlines()[-1] and (tmp_path / "some where/my-project/.git").is_dir()
 
 
 def test_a_typed_answer_is_never_run_as_jinja(template, user_config, tmp_path):
@@ -214,7 +315,21 @@ def test_any_answer_reaches_the_hook_unchanged(text):
     assert json.loads(eval(rendered)) == answers
 
 
+def names_of(requirements):
+    """Packages that requirements ask for, apart from those of extras."""
+    found = [re.match(r"[A-Za-z0-9._-]+", text)[0] for text in requirements if "extra ==" not in text]
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in found}
+
+
 def test_every_dependency_is_refused_as_a_name(hook):
-    project = tomllib.loads((ROOT / "{{cookiecutter.project_slug}}" / "pyproject.toml").read_text(encoding="utf-8"))
-    listed = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
-    assert {name.split(">=")[0].split("[")[0] for name in listed} == hook.DEPENDENCIES
+    settings = tomllib.loads((ROOT / "{{cookiecutter.project_slug}}" / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = [name for names in settings["project"]["optional-dependencies"].values() for name in names]
+    asked = names_of([*settings["project"]["dependencies"], *extras, *settings["build-system"]["requires"]])
+    assert asked - hook.DEPENDENCIES == set()
+    # And those that these ask for, as far as this system and this Python have them.
+    installed = {re.sub(r"[-_.]+", "-", found.name).lower() for found in importlib.metadata.distributions()}
+    seen = {"pip"}
+    while new := (asked & installed) - seen:
+        seen |= new
+        asked |= {needed for name in new for needed in names_of(importlib.metadata.requires(name) or [])}
+    assert {name for name in seen if not name.startswith(("nvidia", "cuda"))} - hook.DEPENDENCIES == set()
