@@ -45,7 +45,7 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-@pytest.mark.parametrize("task", ["image_classification", "tabular_regression"])
+@pytest.mark.parametrize("task", ["image_classification", "tabular_regression", "language_model"])
 def test_an_update_merges(task: str, template: Path, execute: Callable[..., str], tmp_path: Path) -> None:
     source = Path(shutil.copytree(template, tmp_path / "source"))
     execute(source, "git", "init", "--quiet", "--initial-branch", "main")
@@ -60,8 +60,12 @@ def test_an_update_merges(task: str, template: Path, execute: Callable[..., str]
     commit(execute, project, "My own")
     mine = {name: (project / name).read_bytes() for name in (*FILLED_IN, "model/my_net.py")}
 
-    # A new version: of the engine, of files that hold answers, of one that moves; a file more, and one less.
+    # A new version: of the engine, of files that hold answers, of one that moves, also of the very lines that the user
+    # has filled in; a file more, and one less.
     files = source / TEMPLATE
+    for name in FILLED_IN:
+        for changed in (files / name, files / "tasks/tabular_regression" / name, files / "tasks/language_model" / name):
+            replace(changed, "FILL IN", "FILL THIS IN")
     replace(files / "engine/version.py", 'TEMPLATE = "', 'TEMPLATE = "9.')
     replace(files / "engine/loops.py", "from __future__", "# A better loop.\nfrom __future__")
     replace(files / "README.md", "## Report\n", "## A new section\n\nNews.\n\n## Report\n")
