@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import csv
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,7 +122,7 @@ def test_ci_runs_commands_that_exist(ci: str, generate: Callable, tmp_path: Path
 @pytest.fixture
 def of_task(request: pytest.FixtureRequest, generate: Callable, tmp_path: Path, enter: Callable[[Path], Path]) -> Path:
     """A project for a task; `import main` finds it, and it is the working folder."""
-    return enter(generate(tmp_path, task=request.param))
+    return enter(generate(tmp_path, task=request.param, project_slug=request.param))
 
 
 @pytest.mark.parametrize("of_task", TASKS, indirect=True)
@@ -137,6 +140,80 @@ def test_a_task_trains_goes_on_is_tested_and_predicts(of_task: Path) -> None:
     assert tested["test_loss"] == longer["test_loss"]
     main(["predict", "--ckpt_path", "best"])
     assert (folder / "predictions.csv").stat().st_size > 500
+
+
+@pytest.mark.parametrize("of_task", ["language_model"], indirect=True)
+def test_a_text_is_read_to_its_end_and_faults_are_one_line(of_task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = importlib.import_module("main").main
+    main([*SHORT, "--report", "false"])
+    for name, text in (("long", "To be, or not to be? " * 10), ("short", "To be")):
+        (of_task / "texts").mkdir(exist_ok=True)
+        (of_task / "texts" / f"{name}.txt").write_text(text, encoding="utf-8")
+    main(["predict", "--ckpt_path", "best", "--input", "texts/long.txt", "--output", "one.csv"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["predict", "--ckpt_path", "best", "--input", "texts", "--output", "all.csv"])
+    assert end.value.code == 1
+    one, both = (list(csv.DictReader((of_task / f"{name}.csv").open(encoding="utf-8"))) for name in ("one", "all"))
+    assert one[0]["class"] == both[0]["class"] != "" and both[1]["class"] == ""
+    assert "has 5 letters of the alphabet, and the net takes 64" in both[1]["error"]
+    with pytest.raises(SystemExit) as end:
+        main([*SHORT, "--data.length", "300", "--report", "false"])
+    assert end.value.code == 2 and "give --model.longest 300, or fewer" in capsys.readouterr().err
+
+
+# What a README says of its example net, less a margin; of the text after three epochs: the commonest letter is 0.15.
+SCORES = {"tabular_regression": ("test_r2", 0.4, ()), "language_model": ("test_acc", 0.22, ("--max_epochs", "3"))}
+
+
+@pytest.mark.parametrize("of_task", TASKS, indirect=True)
+def test_a_task_is_learned(of_task: Path) -> None:
+    metric, least, words = SCORES[of_task.name]
+    main = importlib.import_module("main").main
+    assert main(["--report", "false", "--enable_progress_bar", "false", *words])[metric] > least
+
+
+@pytest.mark.parametrize("of_task", TASKS, indirect=True)
+def test_commands_of_a_readme_are_understood(of_task: Path) -> None:
+    for name in ("day", "night", "rain", "my_data"):
+        text = (of_task / "data/standard_data.py").read_text(encoding="utf-8")
+        (of_task / "data" / f"{name}.py").write_text(text.replace("StandardData", name.title().replace("_", "")))
+    net = (of_task / "model/standard_net.py").read_text(encoding="utf-8").replace("StandardNet", "MyNet")
+    (of_task / "model/my_net.py").write_text(net)
+    main, parse = importlib.import_module("main"), importlib.import_module("utils.arguments").parse
+    main.main([*SHORT, "--report", "false"])
+    shutil.copy("logs/standard_net/version_0/checkpoints/best.ckpt", "net.ckpt")
+    readme = (of_task / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python main\.py((?: [^\n`#|]+)?)", readme)
+    assert len(commands) >= 20
+    for words in (command.split() for command in commands if "--help" not in command):
+        parse(words, (main.DInterface, main.MInterface))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("of_task", OF_TASK, indirect=True)
+def test_code_of_a_readme_runs(of_task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those blocks that stand apart: how a batch is read at once, and how exported files are used."""
+    main = importlib.import_module("main").main
+    main([*SHORT, "--report", "false"])
+    main(["export", "--ckpt_path", "best"])
+    data = importlib.import_module("data.standard_data").StandardData("test")
+    inputs = torch.stack([torch.as_tensor(data[number][0]) for number in range(2)])
+    blocks = re.findall(r"```python\n(.*?)```", (of_task / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    [read] = [block for block in blocks if "__getitems__" in block]
+    names = {"Tensor": torch.Tensor}
+    if "random_crop" in read:
+        names |= vars(importlib.import_module("utils.augmentation"))
+    exec(read, names)
+    own = SimpleNamespace(inputs=torch.rand(5, 3), targets=torch.arange(5), augment=True)
+    own.images = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
+    assert [len(part) for part in names["__getitems__"](own, [0, 2])] == [2, 2]
+    monkeypatch.chdir("logs/standard_net/version_0/export")
+    for block in [block for block in blocks if "metadata.json" in block]:
+        [name] = {"images", "rows", "letters"} & set(re.findall(r"\w+", block))
+        names = {name: inputs.numpy() if "onnx" in block else inputs}
+        exec(block, names)
+        assert len(names.get("probabilities", names.get("values"))) == 2 and names["about"]
 
 
 @pytest.mark.parametrize("of_task", TASKS, indirect=True)

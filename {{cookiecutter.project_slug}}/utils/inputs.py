@@ -171,7 +171,8 @@ def _pictures(path: Path, own: Read | None, blank: Tensor, data: Any) -> Picture
         if not names:
             raise MisconfigurationException(f"--input {path}: the folder holds no pictures; give {KINDS}")
         return Pictures(path, names, read, blank)
-    if path.suffix.lower() in TABLES:
+    # Whoever reads texts itself has no table of pictures.
+    if path.suffix.lower() in TABLES and not (own and path.suffix.lower() == ".txt" and blank.ndim != 3):
         names, faults = _named_in(path, data)
         return Pictures(path.parent, names, read, blank, faults)
     return Pictures(path.parent, [path.name], read, blank)

@@ -21,7 +21,7 @@ SPLITS = {"train": (0.0, 0.9), "val": (0.9, 0.95), "test": (0.95, 1.0), "predict
 class StandardData(Dataset[tuple[Tensor, Tensor]]):
     """Pieces of a text, letter by letter; what follows each letter is to be told.
 
-    A sample is a piece, int64 of shape (length,) from 0 to 96, and the same piece one letter later.
+    A sample is a piece, int64 of shape (length,) from 0 to 95, and the same piece one letter later.
 
     Args:
         split: Which part of the text: "train", "val", "test", or "predict" (the part to test on).
@@ -40,13 +40,11 @@ class StandardData(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         # FILL IN: read your own text.
         text = _text_of_python() if file is None else Path(file).read_text(encoding="utf-8")
-        number = {letter: index for index, letter in enumerate(self.letters)}
         begin, end = (int(share * len(text)) for share in SPLITS[split])
-        # Letters that are not in the alphabet are left out.
-        self.codes = torch.tensor([number[letter] for letter in text[begin:end] if letter in number])
-        self.length = length
+        self.codes, self.length = self.encode(text[begin:end]), length
         if len(self) < 1:
-            raise ValueError(f"{file or 'the text'} has {len(text)} letters, too few for pieces of {length}")
+            known = f"{len(self.codes)} letters of the alphabet in its part for {split}"
+            raise ValueError(f"{file or 'the text'} has {known}, too few for pieces of {length}")
         # Nets that ask for it get it, and `predict --input` what a sample looks like.
         self.sample_shape = (length,)
         # Saved in checkpoints, for whoever uses the net elsewhere.
@@ -59,6 +57,20 @@ class StandardData(Dataset[tuple[Tensor, Tensor]]):
         # FILL IN: return one sample.
         piece = self.codes[index * self.length : (index + 1) * self.length + 1]
         return piece[:-1], piece[1:]
+
+    @classmethod
+    def encode(cls, text: str) -> Tensor:
+        """The number of each letter, int64; letters that are not in the alphabet are left out."""
+        number = {letter: index for index, letter in enumerate(cls.letters)}
+        return torch.tensor([number[letter] for letter in text if letter in number], dtype=torch.int64)
+
+    @staticmethod
+    def read_file(file: Path, shape: tuple[int, ...]) -> Tensor:
+        """The end of a text as a sample, for `predict --input`."""
+        codes = StandardData.encode(file.read_text(encoding="utf-8"))[-shape[0] :]
+        if len(codes) < shape[0]:
+            raise ValueError(f"has {len(codes)} letters of the alphabet, and the net takes {shape[0]}")
+        return codes
 
 
 def _text_of_python() -> str:
