@@ -18,7 +18,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
 LANGUAGES = ["ja", "zh-CN", "zh-TW"]
 BLOCK = re.compile(r"(?:(?P<before>[^\n]+)\n+)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S)
 # Above a block that cannot be run here: the reason, and which lines that is, by words in them; default: all.
@@ -176,6 +176,42 @@ def test_recipes_name_methods_that_there_are(prepared: Path) -> None:
     text = (ROOT / "docs/how-to.md").read_text(encoding="utf-8")
     for method in re.findall(r"def (\w+)\(self", text):
         assert hasattr(MInterface, method) or hasattr(engine.Callback, method), method
+
+
+def test_python_of_pages_runs(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block where it belongs: in a net's file, in MInterface, among the callbacks, or by itself."""
+    import engine
+    from data import DInterface
+    from model import MInterface
+
+    short = {"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1, "logger": False}
+    short |= {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = engine.Trainer
+    seen = []
+    for page in ("README.md", "docs/how-to.md"):
+        for block in (block for block in blocks(ROOT / page) if block.language == "python"):
+            data, model = DInterface(), MInterface()
+            names = {"nn": torch.nn, "model": model, "data": data, "engine": engine}
+            monkeypatch.setattr(engine, "Trainer", lambda **given: trainer(**{**given, **short}))
+            exec(compile(block.text, page, "exec"), names)
+            made = [value for name, value in names.items() if f"class {name}(" in block.text]
+            if made and issubclass(made[0], torch.nn.Module):
+                made[0]()
+                seen.append("net")
+            elif made:
+                run = trainer(**short, callbacks=[made[0]()])
+                run.fit(model, datamodule=data)
+                assert run.callback_metrics["seconds"] > 0
+                seen.append("callback")
+            elif "configure_loss" in names:
+                own = type("Own", (MInterface,), {"configure_loss": names["configure_loss"]})()
+                trainer(**short).fit(own, datamodule=data)
+                assert own.loss.label_smoothing == 0.1
+                seen.append("loss")
+            else:
+                assert names["trainer"].state.global_step > 0
+                seen.append("run")
+    assert seen == ["net", "run", "loss", "callback"]
 
 
 def test_the_engine_page_names_files_that_there_are() -> None:

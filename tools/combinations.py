@@ -89,7 +89,7 @@ def code_of(project: Path) -> str:
 def put_through(project: Path) -> dict[str, str]:
     """Run every step; returns seconds by step, or what went wrong."""
     results = {}
-    # A cache beside the code would be generated with it, and one thread is enough for nets this small.
+    # One thread is enough for nets this small.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for step, commands in STEPS.items():
         begin = time.monotonic()
