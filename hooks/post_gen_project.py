@@ -58,9 +58,10 @@ def main() -> None:
     remove_caches()
     choose_files(answers)
     # As seen from where cookiecutter was started; the shell that did so tells where that was.
-    folder = os.path.relpath(Path.cwd(), os.environ["PWD"]) if "PWD" in os.environ else answers["project_slug"]
+    begun = Path(os.environ.get("PWD", Path.cwd().parent))
+    folder = Path.cwd().relative_to(begun) if Path.cwd().is_relative_to(begun) else Path.cwd()
     commands = {
-        f"cd {shlex.quote(folder)}": "",
+        f"cd {shlex.quote(str(folder))}": "",
         "git init && git add . && git commit -m 'New project'": "so that every run notes its code",
         "make train": f"sets up .venv, then trains {LEARNS[answers['task']]}",
     }

@@ -61,6 +61,6 @@ class Block(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features of shape (batch, length, width), and back."""
         parts = self.ask(self.before(features)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(*parts, is_causal=True).transpose(1, 2).flatten(2)
+        seen = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True).transpose(1, 2).flatten(2)
         features = features + self.drop(self.merge(seen))
         return features + self.drop(self.layers(features))
