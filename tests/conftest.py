@@ -33,6 +33,38 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(ROOT / TEMPLATE))  # so that `import engine` finds the one in the template
 
+# Tests of many cases that take seconds each: as many as this, evenly chosen, are in every run; others are long ones.
+CASES = {
+    "test_chaos.py::test_one_bit_of_a_weight_is_found": 1,
+    "test_exit_to_lightning.py::test_every_command_works": 4,
+    "test_hostile_files.py::test_hyper_parameters_of_a_checkpoint_name_nothing_else": 4,
+    "test_options.py::test_a_combination_has_its_files_and_no_others": 3,
+    "test_said_once.py::test_wrong_input_is_refused_once": 2,
+    "test_tasks.py::test_a_setting_trains_the_digits": 4,
+    "test_torchvision_net.py::test_every_classification_net_gives_the_scores_of_the_classes": 4,
+    "engine/test_ddp_equality.py::test_losses_and_weights_are_those_of_one_process": 4,
+    "engine/test_ddp_equality.py::test_processes_with_parts_of_the_weights_compute_the_same": 2,
+    "engine/test_failures_of_one.py::test_an_exception_of_one_process_ends_all_with_its_traceback_first": 3,
+    "engine/test_fsdp.py::test_two_processes_step_as_one": 1,
+    "engine/test_hostile_checkpoints.py::test_hyper_parameters_of_other_names_and_types_are_refused_or_left": 1,
+    "engine/test_other_processes.py::test_no_sample_is_repeated_or_skipped_where_batches_do_not_fit_each_other": 1,
+    "engine/test_signals.py::test_a_signal_at_any_moment_saves_a_step_from_which_no_bit_changes": 24,
+    "engine/test_signals_to_one.py::test_a_signal_to_one_process_stops_both_and_no_bit_changes": 5,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make long ones of the cases that are too many."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0].removeprefix("tests/"), []).append(item)
+    for name, most in CASES.items():
+        found = [item for item in cases.get(name, []) if item.get_closest_marker("long") is None]
+        kept = {found[position * len(found) // most].nodeid for position in range(most)} if found else set()
+        for item in found:
+            if item.nodeid not in kept:
+                item.add_marker(pytest.mark.long)
+
 
 @pytest.fixture(scope="session")
 def load() -> Callable[[str], ModuleType]:

@@ -37,6 +37,7 @@ def test_a_run_without_main(project: Path) -> None:
     assert names["results"][0]["test_acc"] > 0.3
 
 
+@pytest.mark.long
 def test_an_optuna_sweep(project: Path) -> None:
     names = execute(blocks(project)[1])
     study = names["study"]

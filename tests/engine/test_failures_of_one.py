@@ -124,6 +124,7 @@ def test_an_exception_of_one_process_ends_all_with_its_traceback_first(where: st
     check_cause_first(end_of(where))
 
 
+@pytest.mark.long
 def test_an_exception_of_one_of_four_ends_all_with_its_traceback_first() -> None:
     check_cause_first(end_of("training_step", 4))
 

@@ -119,6 +119,7 @@ def test_as_many_devices_as_processes_are_accepted(two: Any) -> None:
     assert two["devices"] == [{"ok": True}] * 2
 
 
+@pytest.mark.long
 def test_a_failure_of_one_process_ends_both(folder: Path) -> None:
     done = run(folder, ["fail"], 2)
     assert done.returncode != 0
