@@ -37,10 +37,10 @@ class Race(NamedTuple):
 
 # By task and mode.
 RACES = {
-    ("tiny", "quiet"): Race(1.05, 3, 7, 500),
-    ("tiny", "realistic"): Race(1.10, 3, 3, 2000),
-    ("standard_net", "quiet"): Race(1.02, 3, 4, 50),
-    ("standard_net", "realistic"): Race(1.02, 3, 3, 100),
+    ("tiny", "quiet"): Race(1.05, 2, 40, 120),
+    ("tiny", "realistic"): Race(1.10, 2, 4, 2000),
+    ("standard_net", "quiet"): Race(1.02, 2, 30, 10),
+    ("standard_net", "realistic"): Race(1.02, 2, 8, 60),
 }
 BESIDE = {
     "quiet": "nothing beside the training",
