@@ -144,7 +144,7 @@ def main() -> int:
     if not faults and (there := [name for name in TREES if Path(name).exists()]):
         faults = [
             f"error: {Path.cwd()} has {', '.join(there)} already, of which files would be overwritten and removed; "
-            "give another project_slug or --output-dir. `cruft update` brings a project to a new version."
+            "give another project_slug or --output-dir. A new version of the template: `cruft link`, `cruft update`."
         ]
     print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
     return 1 if faults else 0

@@ -159,7 +159,7 @@ def test_a_text_is_read_to_its_end_and_faults_are_one_line(of_task: Path, capsys
     assert "has 5 letters of the alphabet, and the net takes 64" in both[1]["error"]
     with pytest.raises(SystemExit) as end:
         main([*SHORT, "--data.length", "300", "--report", "false"])
-    assert end.value.code == 2 and "give --model.longest 300, or fewer" in capsys.readouterr().err
+    assert end.value.code == 2 and "give --model.longest 300, or shorter ones" in capsys.readouterr().err
 
 
 # What a README says of its example net, less a margin; of the text after three epochs: the commonest letter is 0.15.

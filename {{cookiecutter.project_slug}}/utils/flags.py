@@ -76,6 +76,8 @@ def spell(hint: Any) -> str:
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Literal:
         return ", ".join(map(str, parts))
+    if kind is list and get_origin(parts[0]) is Literal:
+        return f"some of {spell(parts[0])}"
     if kind in (Union, types.UnionType):
         choices = ", ".join(
             dict.fromkeys(str(v) for part in parts if get_origin(part) is Literal for v in get_args(part))
@@ -167,7 +169,7 @@ def add_run(group: Any) -> None:
         "input": (
             text,
             None,
-            "predict: a picture, a folder of them, a CSV file or an array (.npy); default: test data",
+            "predict: a file such as the net was trained on, a folder of them, or an array (.npy); default: test data",
         ),
         "output": (text, None, "predict: a .csv or .npy file; export: a folder; default: in the run's folder"),
         "formats": (

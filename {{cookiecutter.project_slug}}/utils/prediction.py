@@ -292,7 +292,7 @@ class WritePredictions(engine.Callback):
             raise engine.MisconfigurationException(f"{what}: nothing to predict; see also limit_predict_batches")
         if self.faulty == self.count:
             raise engine.MisconfigurationException(
-                f"{what}: nothing of it can be read ({self.first_fault}); give {KINDS}, such as the net was trained on"
+                f"{what}: nothing of it can be read ({self.first_fault}); give what the net was trained on: {KINDS}"
             )
         if self.faulty > MOST_TOLD:
             print(f"warning: {self.faulty - MOST_TOLD} more of the inputs could not be read", file=sys.stderr)

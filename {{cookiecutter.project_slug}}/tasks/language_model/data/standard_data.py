@@ -33,7 +33,8 @@ class StandardData(Dataset[tuple[Tensor, Tensor]]):
     task = "sequence"
     letters = sorted({*string.printable} - {*"\t\r\v\f"})
     num_classes = len(letters)
-    class_names = letters
+    # As they are shown, in a table of predictions, say.
+    class_names = [{" ": "blank", "\n": "newline"}.get(letter, letter) for letter in letters]
 
     def __init__(
         self, split: Literal["train", "val", "test", "predict"], file: str | None = None, length: int = 64

@@ -42,7 +42,9 @@ class StandardNet(nn.Module):
         """Letters of shape (batch, length) to scores of the next ones, of shape (batch, length, num_classes)."""
         # FILL IN: what your net computes.
         if codes.shape[1] > self.places.num_embeddings:
-            raise ValueError(f"pieces have {codes.shape[1]} letters; give --model.longest {codes.shape[1]}, or fewer")
+            raise ValueError(
+                f"pieces have {codes.shape[1]} letters; give --model.longest {codes.shape[1]}, or shorter ones"
+            )
         features = self.letters(codes) + self.places(torch.arange(codes.shape[1], device=codes.device))
         scores: Tensor = self.tell(self.blocks(features))
         return scores
