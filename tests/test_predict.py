@@ -281,7 +281,7 @@ def test_what_cannot_be_an_input_is_one_line(pets: Trained, table: Trained, run:
     refuses(predict(run, table, "new.csv"), "not UTF-8")
     Path("empty").mkdir()
     refuses(predict(run, table, "empty"), "shape (2,), which are no pictures; give a table")
-    refuses(predict(run, pets, "empty"), "the folder holds no pictures; give a picture, a folder")
+    refuses(predict(run, pets, "empty"), "the folder holds no pictures; give a picture, a table")
     refuses(predict(run, pets, "gone"), "--input 'gone': there is no such file")
     refuses(predict(run, pets, ""), "there is no such file")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
@@ -293,7 +293,7 @@ def test_where_nothing_can_be_read_no_file_is_written(pets: Trained, run: Callab
     Path("notes.md").write_text("notes")
     outcome = predict(run, pets, "notes.md", "--output", "new/folder/x.csv")
     assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith("error: --input notes.md: nothing of it can")
-    assert "give a picture, a folder of pictures, a table (.csv, .tsv, .txt), or an array (.npy)" in outcome.err
+    assert "give a picture, a table (.csv, .tsv, .txt), what the dataset's read_file reads" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
