@@ -32,10 +32,10 @@ demo: $(STAMP)
 
 # One test process for each CPU, with one thread each, so that they do not get in each other's way.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadgroup -m "not long" $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto -m "not long" $(ARGS)
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto $(ARGS)
 
 lint: $(STAMP)
 	.venv/bin/python -m ruff check .

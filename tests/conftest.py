@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from cookiecutter.main import cookiecutter
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "{{cookiecutter.project_slug}}"
@@ -51,6 +52,27 @@ CASES = {
     "engine/test_signals.py::test_a_signal_at_any_moment_saves_a_step_from_which_no_bit_changes": 24,
     "engine/test_signals_to_one.py::test_a_signal_to_one_process_stops_both_and_no_bit_changes": 5,
 }
+# Files of tests that share what takes up to a minute to make: one process runs all of a file.
+TOGETHER = {
+    f"tests/{name}.py" for name in ("test_chaos", "test_exit_to_lightning", "test_export_command", "test_predict")
+}
+TOGETHER |= {
+    f"tests/engine/test_{name}.py" for name in ("ddp_equality", "fsdp", "signals", "signals_to_one", "torchrun")
+}
+
+
+class Scheduler(LoadScopeScheduling):
+    """Hands out tests one by one, and those of some files at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    """The groups of pytest-xdist 3.8 itself are without effect under pytest 9.2."""
+    return Scheduler(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,9 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("chaos")
-
 TOOL = Path(__file__).parents[1] / "tools" / "chaos.py"
 KILLS, SCENARIOS = 14, ["accumulation", "ema", "async", "workers"]
 

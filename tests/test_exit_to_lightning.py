@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("exit_to_lightning")
-
 ROOT = Path(__file__).parents[1]
 QUIET = ("--enable_progress_bar", "false", "--enable_model_summary", "false", "--log_every_n_steps", "1")
 FIT = ("--max_epochs", "3", *QUIET)

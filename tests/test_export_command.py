@@ -17,9 +17,6 @@ import onnxruntime
 import pytest
 import torch
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("export_command")
-
 PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 FEW = ("--max_epochs", "1", "--limit_train_batches", "6", "--limit_val_batches", "1", "--limit_test_batches", "1")
 FEW += ("--enable_progress_bar", "false", "--enable_model_summary", "false", "--report", "false")

@@ -24,9 +24,6 @@ import pytest
 import torch
 from PIL import Image
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("predict")
-
 PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 QUICK = ("--max_epochs", "1", "--limit_train_batches", "4", "--log_every_n_steps", "1", "--report", "false")
 QUICK += ("--enable_progress_bar", "false", "--enable_model_summary", "false", "--accelerator", "cpu")

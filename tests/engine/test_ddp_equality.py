@@ -13,9 +13,6 @@ import engine
 import pytest
 import torch
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("ddp_equality")
-
 HERE = Path(__file__).parent
 SAME = ["float32", "float64", "accumulated", "clipped", "weighted", "own_sampler", "unused", "false"]
 # Those that name no strategy of their own.

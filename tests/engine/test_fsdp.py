@@ -19,9 +19,6 @@ from sharded import Stack, batches
 from torch import nn
 from toy import trainer
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("fsdp")
-
 HERE = Path(__file__).parent
 ROOT = Path(engine.__file__).parents[1]
 Results = dict[str, list[dict[str, Any]]]

@@ -18,9 +18,6 @@ from injection import Apart, at, launched, two_processes
 from torch.utils.data import DataLoader
 from toy import Net, dataset, loader, same_bits, trainer
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("signals_to_one")
-
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
 
 

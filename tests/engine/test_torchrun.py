@@ -14,9 +14,6 @@ import engine
 import pytest
 from toy import dataset, trainer
 
-# One process makes what these share, for a minute.
-pytestmark = pytest.mark.xdist_group("torchrun")
-
 HERE = Path(__file__).parent
 PATHS = [str(Path(engine.__file__).parents[1]), str(HERE)]
 

@@ -21,9 +21,7 @@ from utils.pictures import files_below, picture_of_shape
 from utils.registry import accepts, describe, load_class
 from utils.tables import LARGEST, no_number, read_rows, to_number
 
-KINDS = (
-    "a picture, a table (.csv, .tsv, .txt), what the dataset's read_file reads, a folder of it, or an array (.npy)"
-)
+KINDS = "a picture, a table (.csv, .tsv, .txt), what the dataset's read_file reads, a folder of it, or an array (.npy)"
 TABLES = (".csv", ".tsv", ".txt")
 # Columns that may name pictures, in any case, the likeliest first.
 FILE_COLUMNS = ("image", "file", "path", "name", "filename")

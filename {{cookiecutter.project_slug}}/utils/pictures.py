@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 # Files that Pillow reads; of moving pictures it is the first.
-PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jfif")
 # What stands for white in pictures of more than 8 bits; those of floats are taken to be from 0 to 1.
 WHITE = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}
 
