@@ -290,7 +290,7 @@ def test_where_nothing_can_be_read_no_file_is_written(pets: Trained, run: Callab
     Path("notes.md").write_text("notes")
     outcome = predict(run, pets, "notes.md", "--output", "new/folder/x.csv")
     assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith("error: --input notes.md: nothing of it can")
-    assert "give a picture, a table (.csv, .tsv, .txt), what the dataset's read_file reads" in outcome.err
+    assert "a picture, a table (.csv, .tsv, .txt), what the dataset's read_file reads" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
