@@ -36,19 +36,22 @@ sys.path.insert(0, str(ROOT / TEMPLATE))  # so that `import engine` finds the on
 
 # Tests of many cases that take seconds each: as many as this, evenly chosen, are in every run; others are long ones.
 CASES = {
-    "test_chaos.py::test_one_bit_of_a_weight_is_found": 1,
-    "test_exit_to_lightning.py::test_every_command_works": 4,
+    "test_exit_to_lightning.py::test_every_command_works": 2,
+    "test_fuzz.py::test_flags_that_have_to_do_with_each_other": 2,
     "test_hostile_files.py::test_hyper_parameters_of_a_checkpoint_name_nothing_else": 4,
     "test_options.py::test_a_combination_has_its_files_and_no_others": 3,
     "test_said_once.py::test_wrong_input_is_refused_once": 2,
     "test_tasks.py::test_a_setting_trains_the_digits": 4,
     "test_torchvision_net.py::test_every_classification_net_gives_the_scores_of_the_classes": 4,
+    "test_updates.py::test_an_update_merges": 1,
     "engine/test_ddp_equality.py::test_losses_and_weights_are_those_of_one_process": 4,
     "engine/test_ddp_equality.py::test_processes_with_parts_of_the_weights_compute_the_same": 2,
     "engine/test_failures_of_one.py::test_an_exception_of_one_process_ends_all_with_its_traceback_first": 3,
     "engine/test_fsdp.py::test_two_processes_step_as_one": 1,
     "engine/test_hostile_checkpoints.py::test_hyper_parameters_of_other_names_and_types_are_refused_or_left": 1,
     "engine/test_other_processes.py::test_no_sample_is_repeated_or_skipped_where_batches_do_not_fit_each_other": 1,
+    "engine/test_resume_within_epoch.py::test_from_every_point_of_a_run": 1,
+    "engine/test_resume_within_epoch.py::test_with_every_kind_of_loader": 3,
     "engine/test_signals.py::test_a_signal_at_any_moment_saves_a_step_from_which_no_bit_changes": 24,
     "engine/test_signals_to_one.py::test_a_signal_to_one_process_stops_both_and_no_bit_changes": 5,
 }

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# test_kills.py in tests/engine has shorter ones for every run.
+pytestmark = pytest.mark.long
+
 TOOL = Path(__file__).parents[1] / "tools" / "chaos.py"
 KILLS, SCENARIOS = 14, ["accumulation", "ema", "async", "workers"]
 

@@ -22,6 +22,7 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_run_cleanly_and_last_goes_on(project: Path) -> None:
     process = start(project, "--max_epochs", "500")
     assert process.stdout is not None

@@ -455,6 +455,7 @@ def test_a_report_that_cannot_take_its_place_gives_it_back(tmp_path: Path, monke
     assert (folder / "report.html").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_disk_that_is_really_full(generated: Path, trained: Path, tmp_path: Path) -> None:
     if subprocess.run(

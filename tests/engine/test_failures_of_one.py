@@ -152,6 +152,7 @@ def torchrun(what: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.long
 def test_under_torchrun_itself_too_the_cause_comes_first() -> None:
     process = torchrun("training_step")
     _, err = process.communicate(timeout=PATIENCE)
