@@ -32,9 +32,8 @@ MOST_LOSSES = 1000
 def watch_loss(t: Trainer, batch_idx: int, loss: Any) -> None:
     """Keep the loss of a batch, if it is one, to be looked at by `check_losses`; on the CPU one is looked at now."""
     if isinstance(loss, torch.Tensor) and loss.numel() == 1 and t.detect_nonfinite != "off":
-        if loss.is_cpu and math.isfinite(loss.item()):
-            return
-        t.losses.append((t.state.epoch, batch_idx, t.state.global_step, loss))
+        if not (loss.is_cpu and math.isfinite(loss.item())):
+            t.losses.append((t.state.epoch, batch_idx, t.state.global_step, loss))
         if len(t.losses) >= MOST_LOSSES:
             check_losses(t)
 
@@ -48,9 +47,8 @@ def check_losses(t: Trainer) -> None:
     if not t.losses:
         return
     losses, t.losses = t.losses, []
-    for (epoch, batch_idx, step, _), value in zip(
-        losses, torch.stack([loss.reshape(()) if loss.ndim else loss for *_, loss in losses]).tolist(), strict=True
-    ):
+    values = torch.stack([loss.reshape(()) if loss.ndim else loss for *_, loss in losses]).tolist()
+    for (epoch, batch_idx, step, _), value in zip(losses, values, strict=True):
         if math.isfinite(value):
             continue
         names = t.metrics.nonfinite()

@@ -102,8 +102,7 @@ class MetricStore:
                 )
             # A copy, because what was logged may be changed in place before the next flush. The CPU's memory is read at
             # once, which takes a sixth of the time.
-            value = value.item() if value.is_cpu else value.detach().clone()
-            value = value.reshape(()) if isinstance(value, Tensor) and value.ndim else value
+            value = value.item() if value.is_cpu else (value.reshape(()) if value.ndim else value).detach().clone()
         if isinstance(value, float | Tensor | Real):
             weight = self._weight(meter.options, batch_size) if meter.options.on_epoch else 1.0
             meter.add(value if isinstance(value, Tensor) else float(value), weight)

@@ -157,8 +157,7 @@ def restore_weights(t: Trainer, found: tuple[Path, Checkpoint] | None) -> None:
             callback.on_load_checkpoint(t, t.module, loaded)
             if saved := loaded.get("callbacks", {}).get(callback.state_key):
                 callback.load_state_dict(saved)
-    own = {callback.state_key for callback in t.callbacks}
-    strange = [key for key, state in loaded.get("callbacks", {}).items() if state and key not in own]
+    strange = {key for key, state in loaded.get("callbacks", {}).items() if state} - {c.state_key for c in t.callbacks}
     if strange and t.stage == "fit":
         distributed.rank_zero_warn(
             f"{path} has states of callbacks that this run lacks: {', '.join(sorted(map(str, strange)))}"

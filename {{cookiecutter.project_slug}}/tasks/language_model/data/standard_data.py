@@ -65,10 +65,10 @@ class StandardData(Dataset[tuple[Tensor, Tensor]]):
         number = {letter: index for index, letter in enumerate(cls.letters)}
         return torch.tensor([number[letter] for letter in text if letter in number], dtype=torch.int64)
 
-    @staticmethod
-    def read_file(file: Path, shape: tuple[int, ...]) -> Tensor:
+    @classmethod
+    def read_file(cls, file: Path, shape: tuple[int, ...]) -> Tensor:
         """The end of a text as a sample, for `predict --input`."""
-        codes = StandardData.encode(file.read_text(encoding="utf-8"))[-shape[0] :]
+        codes = cls.encode(file.read_text(encoding="utf-8"))[-shape[0] :]
         if len(codes) < shape[0]:
             raise ValueError(f"has {len(codes)} letters of the alphabet, and the net takes {shape[0]}")
         return codes
