@@ -61,10 +61,10 @@ def test_two_processes_that_train_together_end_with_the_same_bits(tmp_path):
 
 @pytest.fixture
 def pair(killed, load, tmp_path):
-    """The tool's `compare`, and two folders of the same run."""
+    """What the tool compares with, and two folders of the same run."""
     reference = killed[1] / "ema" / "reference"
     shutil.copytree(reference, tmp_path / "run")
-    compare = load("tools/chaos.py").compare
+    compare = load("tools/comparison.py").compare
     assert compare(reference, tmp_path / "run") == []
     return compare, reference, tmp_path / "run"
 
