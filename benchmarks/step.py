@@ -39,8 +39,8 @@ class Race(NamedTuple):
 RACES = {
     ("tiny", "quiet"): Race(1.05, 2, 40, 120),
     ("tiny", "realistic"): Race(1.10, 2, 4, 2000),
-    ("standard_net", "quiet"): Race(1.02, 2, 30, 10),
-    ("standard_net", "realistic"): Race(1.02, 2, 8, 60),
+    ("standard_net", "quiet"): Race(1.02, 4, 20, 10),
+    ("standard_net", "realistic"): Race(1.02, 4, 4, 60),
 }
 BESIDE = {
     "quiet": "nothing beside the training",
