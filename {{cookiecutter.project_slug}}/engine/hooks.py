@@ -162,6 +162,7 @@ def convert(batch: Any, tensor: Callable[[Tensor], Any], other: Callable[[Any], 
 
 def find_batch_size(batch: Any) -> int | None:
     """First dimension of the first tensor in `batch`, however nested; None where there is no tensor."""
+    # The usual batch at once: this is asked with every value that is logged.
     batch = batch[0] if type(batch) in (list, tuple) and batch and isinstance(batch[0], Tensor) else batch
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else 1
