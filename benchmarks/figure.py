@@ -32,7 +32,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
     for panel, (mode, table) in zip(panels[0], found.items(), strict=True):
         rows = [row for row in table.rows if row.value and row.name != BARE and "fastest peer" not in row.name]
         rows.sort(key=lambda row: row.value or 0)
-        names = [row.name.replace(f"{BARE}, too", f"{BARE}, done well") for row in rows]
+        names = [row.name for row in rows]
         values = [row.value or 0 for row in rows]
         colors = [OWN if row.name == OURS else OTHERS for row in rows]
         # Bars that start at 1: their length is what is added to the loop.

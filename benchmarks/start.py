@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -99,10 +100,11 @@ def first_steps(chosen: list[Contender]) -> list[Start]:
 
 
 def race(starts: list[Start], repeats: int) -> dict[str, list[Started]]:
-    """Start everyone several times, in turns."""
+    """Start everyone several times, in turns, in another order each time."""
     results: dict[str, list[Started]] = {start.name: [] for start in starts}
+    orders = random.Random(0)
     for _ in range(repeats):
-        for start in starts:
+        for start in orders.sample(starts, len(starts)):
             results[start.name].append(measure(start))
     return results
 
@@ -131,7 +133,7 @@ def main() -> None:
     """Start everything, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="each once, without peers")
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each [3]")
+    parser.add_argument("--repeats", type=int, default=7, help="processes of each [7]")
     arguments = parser.parse_args()
     chosen, repeats = choose(arguments.quick), 1 if arguments.quick else arguments.repeats
     note = f"Medians of {repeats} processes; ratios are of CPU time."

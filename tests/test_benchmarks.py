@@ -40,7 +40,7 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
               for table in results[part]}  # fmt: skip
     quiet, realistic = by_key["step/tiny/quiet"], by_key["step/tiny/realistic"]
     assert list(quiet) == ["bare loop", "this Trainer"]
-    assert list(realistic) == ["bare loop", "bare loop, too", "this Trainer"]
+    assert list(realistic) == ["bare loop", "bare loop, realistic", "this Trainer"]
     for table, limit in ((quiet, 1.05), (realistic, 1.1)):
         bare, ours = table["bare loop"], table["this Trainer"]
         assert bare["value"] == 1 and bare["goal"] == "" and bare["met"] is None
