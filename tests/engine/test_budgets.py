@@ -106,13 +106,14 @@ def with_trainer(model: type[Net], **options: Any) -> Callable[[int], Any]:
 
 
 @pytest.mark.parametrize("model", [Plain, Logging])
-def test_a_step_makes_at_most_25_python_calls_more_than_a_bare_loop(model: type[Net]) -> None:
+def test_a_step_and_its_batch_make_no_more_python_calls_than_in_a_bare_loop(model: type[Net]) -> None:
+    """The engine takes a batch of a TensorDataset at once, which makes up for what it does in a step."""
     own, trained = per_step(bare), per_step(with_trainer(model))
     print(f"\nPython calls per step: bare loop {own:.1f}, {model.__name__} {trained:.1f}, more: {trained - own:.1f}")
-    assert trained - own <= 25
+    assert trained <= own
 
 
-@pytest.mark.parametrize(("values", "most"), [(0, 30), (1, 36), (10, 90)])
+@pytest.mark.parametrize(("values", "most"), [(0, 10), (1, 13), (10, 40)])
 def test_what_is_logged_costs_a_few_calls_each(values: int, most: int) -> None:
     """Without making batches: what is left is the loop, whose figures the documentation explains."""
 
@@ -156,7 +157,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What a batch is taken from a TensorDataset with, at once.
-READING = {"aten.index.Tensor", "aten.lift_fresh.default"}
+READING = {"aten.index.Tensor": 2, "aten.lift_fresh.default": 1}
+DETACH = "aten.detach.default"
 
 
 class Kernels(TorchDispatchMode):
@@ -183,15 +185,12 @@ def kernels_per_step(run: Callable[[int], Any]) -> Counter[str]:
 
 @pytest.mark.usefixtures("elsewhere")
 def test_a_step_runs_the_kernels_of_the_bare_loop_and_a_copy_of_what_is_logged() -> None:
-    own, trained = kernels_per_step(bare), kernels_per_step(with_trainer(Plain, detect_nonfinite="off"))
-    more = {name: count - own[name] for name, count in trained.items() if count != own[name]}
+    own, trained = kernels_per_step(bare), kernels_per_step(with_trainer(Plain))
     # A view of the loss, which neither computes nor allocates; and reading a batch, which takes fewer than the loop's.
-    assert {name for name, count in more.items() if count > 0} <= READING | {"aten.detach.default"}
-    logged = kernels_per_step(with_trainer(Logging, detect_nonfinite="off"))
-    assert {n: c - trained[n] for n, c in logged.items() if c != trained[n]} == {
-        "aten.detach.default": pytest.approx(1, abs=0.1),
-        "aten.clone.default": pytest.approx(1, abs=0.1),
-    }
+    assert {n: c - own[n] for n, c in trained.items() if c > own[n]} == pytest.approx({**READING, DETACH: 1}, abs=0.1)
+    logged = kernels_per_step(with_trainer(Logging))
+    more = {n: c - trained[n] for n, c in logged.items() if c != trained[n]}
+    assert more == pytest.approx({DETACH: 1, "aten.clone.default": 1}, abs=0.1)
 
 
 def test_on_the_cpu_what_is_logged_is_read_rather_than_copied() -> None:

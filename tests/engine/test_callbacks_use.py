@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import sys
@@ -255,6 +256,7 @@ def test_a_bar_moves_every_so_many_batches_and_may_be_left(
 
     bar = Bar(refresh_rate=3, leave=True)
     bar._interval = 0.0
+    monkeypatch.setattr("engine.callbacks.progress.SHARE", math.inf)
     fit(Net(), loader(16), callbacks=bar, enable_progress_bar=True)
     assert shown == [3, 6, 8]
     # What is left is drawn once more, with the end of a line.

@@ -26,6 +26,9 @@ from engine.meters import LogOptions, Meter, Value, fetch, merge, over_processes
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+# What `self.log` takes beside metrics. Made once: it is looked at with every value.
+NUMBERS = (float, Tensor, Real)
+
 
 class Scope(Enum):
     """Where logging happens; it decides the defaults of `on_step` and `on_epoch`."""
@@ -68,6 +71,8 @@ class MetricStore:
     logged: dict[str, float] = field(default_factory=dict)
     progress_bar: dict[str, float] = field(default_factory=dict)
     batch: Any = None
+    # Whether an evaluation may have logged single steps since the last flush: few do, so that meters need no look.
+    _stepped: bool = True
     _batch_size: int | None = None
 
     def begin_batch(self, scope: Scope | None, batch: Any) -> None:
@@ -103,7 +108,8 @@ class MetricStore:
             # A copy, because what was logged may be changed in place before the next flush. The CPU's memory is read at
             # once, which takes a sixth of the time.
             value = value.item() if value.is_cpu else (value.reshape(()) if value.ndim else value).detach().clone()
-        if isinstance(value, float | Tensor | Real):
+        self._stepped = self._stepped or meter.options.on_step is True
+        if isinstance(value, NUMBERS):
             weight = self._weight(meter.options, batch_size) if meter.options.on_epoch else 1.0
             meter.add(value if isinstance(value, Tensor) else float(value), weight)
         elif is_metric(value):
@@ -119,17 +125,21 @@ class MetricStore:
 
     def flush_step(self) -> dict[str, float]:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
+        evaluates = self.stage != "train"
+        if evaluates and not self._stepped:
+            return {}
+        self._stepped = not evaluates
         stepped = [(key[0], m) for key, m in self.meters.items() if m.last is not None]
         found = [(m, m.last) for stage, m in stepped if stage == self.stage and m.loader in (None, self.loader)]
         if not found:
             return {}
         results = fetch(found)  # type: ignore[arg-type]
-        if self.stage == "train":
-            # Only in training do all processes run the same batches.
-            results = over_processes(results, "_step")
-        else:
+        if evaluates:
             for meter, _ in results:
                 meter.last = None
+        else:
+            # Only in training do all processes run the same batches.
+            results = over_processes(results, "_step")
         return self._publish(results, "_step")
 
     def flush_epoch(self, reset: bool = True) -> list[tuple[Meter, float]]:

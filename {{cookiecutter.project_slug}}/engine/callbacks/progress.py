@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from engine.module import Module
     from engine.trainer import Trainer
 
+# Of the time of a run, what drawing its bar may take.
+SHARE = 0.01
+
 
 class ProgressBar(Callback):
     """Base of progress bars; the trainer brings none of its own if it is given one."""
@@ -73,11 +76,12 @@ class ProgressBar(Callback):
 class RichProgressBar(ProgressBar):
     """A bar while batches run, and one line for every finished epoch.
 
-    The bar reads counters of the host and the values of the last flush, never the device. Where the output is no
+    The bar reads counters of the host and the values of the last flush, never the device. It is drawn between batches,
+    not in a thread beside them, and so seldom that this takes a hundredth of the time. Where the output is no
     terminal, the bar is left out; an epoch that takes long still prints a line now and then.
 
     Args:
-        refresh_rate: Times a second that the bar is drawn; 0 for never, and no lines.
+        refresh_rate: Times a second that the bar is drawn, at most; 0 for never, and no lines.
         leave: Leave finished bars in the terminal.
         theme: Lightning's argument; the colours are those of the terminal, so that others are refused.
         console_kwargs: Arguments of rich's Console.
@@ -102,6 +106,7 @@ class RichProgressBar(ProgressBar):
         self._progress: Progress | None = None
         self._next_update = 0.0
         self._epoch_started = 0.0
+        self._done = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Start the bar of an epoch."""
@@ -118,8 +123,9 @@ class RichProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: Module, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         """Move the bar, if it is time."""
+        self._done = batch_idx + 1
         if time.monotonic() >= self._next_update:
-            self._update(trainer, pl_module, batch_idx + 1)
+            self._update(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Print the line of the epoch."""
@@ -136,14 +142,16 @@ class RichProgressBar(ProgressBar):
         """Start the bar of an evaluation on its own; within fit the epoch's bar stays."""
         if trainer.stage != "fit":
             kind = "validation" if trainer.stage == "validate" else trainer.stage
+            self._next_update = 0.0
             self._begin(trainer.stage, sum(trainer.evaluation_loaders(kind).counts))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Move the bar."""
-        if trainer.stage != "fit" and self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0])
+        """Move the bar; within fit only its clock goes on."""
+        self._done += trainer.stage != "fit"
+        if self._progress is not None and time.monotonic() >= self._next_update:
+            self._draw()
 
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Take the bar away."""
@@ -161,27 +169,36 @@ class RichProgressBar(ProgressBar):
     def _begin(self, label: str, total: int | float) -> None:
         if not self.is_enabled or not self._console.is_terminal:
             return
+        self._done = 0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
         values = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
-        rate, transient = self._refresh_rate or 1, not self._leave
-        self._progress = Progress(
-            *columns, *values, console=self._console, transient=transient, refresh_per_second=rate
-        )
+        transient = not self._leave
+        self._progress = Progress(*columns, *values, console=self._console, transient=transient, auto_refresh=False)
         known = total if total != float("inf") else None
         self._progress.add_task(label, total=known, values="")
         self._progress.start()
 
-    def _update(self, trainer: Trainer, module: Module, done: int) -> None:
-        self._next_update = time.monotonic() + self._interval
+    def _update(self, trainer: Trainer, module: Module) -> None:
         values = _values(self.get_metrics(trainer, module), "  ")
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=done, values=values)
-        elif self.is_enabled:
-            line = f"{_epoch_label(trainer)}   batch {done}/{trainer.num_training_batches}   {values}"
+            self._draw(values=values)
+            return
+        self._next_update = time.monotonic() + self._interval
+        if self.is_enabled:
+            line = f"{_epoch_label(trainer)}   batch {self._done}/{trainer.num_training_batches}   {values}"
             self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _draw(self, **what: Any) -> None:
+        assert self._progress is not None
+        begin = time.monotonic()
+        self._progress.update(self._progress.task_ids[0], completed=self._done, **what, refresh=True)
+        now = time.monotonic()
+        self._next_update = now + max(self._interval, (now - begin) / SHARE)
 
     def _end(self) -> None:
         if self._progress is not None:
+            # This draws it for the last time.
+            self._progress.update(self._progress.task_ids[0], completed=self._done)
             self._progress.stop()
             self._progress = None
 
