@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from copy import deepcopy
 from dataclasses import dataclass
@@ -175,7 +174,7 @@ def validation_due(t: Trainer, stopping: bool) -> bool:
     if t.val_check_time is not None:
         passed = time.monotonic() - t.last_validation >= t.val_check_time
         due = distributed.broadcast(passed)
-    elif t.val_check_batch == math.inf:
+    elif t.val_check_batch == float("inf"):
         due = t.is_last_batch
     else:
         due = (state.total_batches if every is None else state.batches_done) % t.val_check_batch == 0

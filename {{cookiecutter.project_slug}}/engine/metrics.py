@@ -71,8 +71,6 @@ class MetricStore:
     logged: dict[str, float] = field(default_factory=dict)
     progress_bar: dict[str, float] = field(default_factory=dict)
     batch: Any = None
-    # Whether an evaluation may have logged single steps since the last flush: few do, so that meters need no look.
-    _stepped: bool = True
     _batch_size: int | None = None
 
     def begin_batch(self, scope: Scope | None, batch: Any) -> None:
@@ -108,7 +106,6 @@ class MetricStore:
             # A copy, because what was logged may be changed in place before the next flush. The CPU's memory is read at
             # once, which takes a sixth of the time.
             value = value.item() if value.is_cpu else (value.reshape(()) if value.ndim else value).detach().clone()
-        self._stepped = self._stepped or meter.options.on_step is True
         if isinstance(value, NUMBERS):
             weight = self._weight(meter.options, batch_size) if meter.options.on_epoch else 1.0
             meter.add(value if isinstance(value, Tensor) else float(value), weight)
@@ -125,21 +122,17 @@ class MetricStore:
 
     def flush_step(self) -> dict[str, float]:
         """Fetch the newest step values of this stage, in one copy; returns those meant for the loggers."""
-        evaluates = self.stage != "train"
-        if evaluates and not self._stepped:
-            return {}
-        self._stepped = not evaluates
         stepped = [(key[0], m) for key, m in self.meters.items() if m.last is not None]
         found = [(m, m.last) for stage, m in stepped if stage == self.stage and m.loader in (None, self.loader)]
         if not found:
             return {}
         results = fetch(found)  # type: ignore[arg-type]
-        if evaluates:
-            for meter, _ in results:
-                meter.last = None
-        else:
+        if self.stage == "train":
             # Only in training do all processes run the same batches.
             results = over_processes(results, "_step")
+        else:
+            for meter, _ in results:
+                meter.last = None
         return self._publish(results, "_step")
 
     def flush_epoch(self, reset: bool = True) -> list[tuple[Meter, float]]:
@@ -199,10 +192,7 @@ class MetricStore:
                 *(stage, scope.name, *key),
                 m.loader,
                 [*m.options],
-                m.last,
-                m.total,
-                m.weight,
-                metric_names.get(id(m.metric)),
+                *(m.last, m.total, m.weight, metric_names.get(id(m.metric))),
             ]
             for (stage, scope, *key), m in self.meters.items()
             if m.last is not None or m.total is not None or (m.metric is not None and m.metric._update_count)
@@ -251,11 +241,9 @@ class MetricStore:
 
     def _over_sets(self, results: list[tuple[Meter, float]], together: bool) -> list[tuple[Meter, float]]:
         """Under the plain name of each value of named sets: their mean by samples, or their sum, minimum or maximum."""
-        parts = (
-            (distributed.one_of_each_group(distributed.all_gather(self.samples)) if together else [self.samples])
-            if self.samples
-            else []
-        )
+        parts = [self.samples]
+        if self.samples and together:
+            parts = distributed.one_of_each_group(distributed.all_gather(self.samples))
         samples = {name: float(sum(part[name] for part in parts)) for name in self.samples}
         owners = {(id(m.metric), m.loader) for m, _ in results if m.metric is not None and m.loader in samples}
         if len({metric for metric, _ in owners}) < len(owners):

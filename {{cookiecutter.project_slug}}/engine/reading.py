@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from itertools import islice
 from typing import Any
 
 import torch
@@ -183,11 +182,6 @@ class Reader:
         if self._ours:
             here = not self.loader.num_workers and not self.loader.pin_memory
             self._iterator = read_here(self.loader) if here else iter(self.loader)
-            return self._iterator
-        if type(self.loader) in (list, tuple):
-            # No code runs that could draw random numbers.
-            self._resumed = None
-            self._iterator = islice(self.loader, done, None)
             return self._iterator
         self._apart(lambda: seed_cpu(seed))
         resumed, self._resumed = self._resumed, None

@@ -289,8 +289,7 @@ class ModelCheckpoint(Checkpoint):
             if score is not None and math.isnan(score):
                 score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
         if self.check_monitor_top_k(trainer, score) if self.monitor else self.save_top_k:
-            path = self._write(trainer, score, among_best=True)
-            told += f"saved {path}"
+            told += f"saved {self._write(trainer, score, among_best=True)}"
         else:
             self._write_last(trainer)
             told += f"not among the best {self.save_top_k}"

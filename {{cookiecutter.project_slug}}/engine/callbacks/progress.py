@@ -104,14 +104,11 @@ class RichProgressBar(ProgressBar):
         self._refresh_rate, self._leave, self.is_enabled = refresh_rate, leave, refresh_rate > 0
         self._interval = 1 / (refresh_rate or 1) if self._console.is_terminal else line_every
         self._progress: Progress | None = None
-        self._next_update = 0.0
-        self._epoch_started = 0.0
-        self._done = 0
+        self._epoch_started, self._next_update, self._done = 0.0, 0.0, 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Start the bar of an epoch."""
         self._epoch_started = time.monotonic()
-        self._next_update = self._epoch_started + self._interval
         self._begin(_epoch_label(trainer), trainer.num_training_batches)
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
@@ -131,18 +128,16 @@ class RichProgressBar(ProgressBar):
         """Print the line of the epoch."""
         self._end()
         if self.is_enabled:
-            seconds = time.monotonic() - self._epoch_started
             metrics = self.get_metrics(trainer, pl_module)
             shown = {n.removesuffix("_epoch"): v for n, v in metrics.items() if not n.endswith("_step")}
             values = _values(dict(sorted(shown.items(), key=lambda item: not item[0].startswith("train"))), "   ")
-            line = f"{_epoch_label(trainer)}   {values}   [dim]{seconds:.1f} s[/]"
+            line = f"{_epoch_label(trainer)}   {values}   [dim]{time.monotonic() - self._epoch_started:.1f} s[/]"
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
         """Start the bar of an evaluation on its own; within fit the epoch's bar stays."""
         if trainer.stage != "fit":
             kind = "validation" if trainer.stage == "validate" else trainer.stage
-            self._next_update = 0.0
             self._begin(trainer.stage, sum(trainer.evaluation_loaders(kind).counts))
 
     def on_validation_batch_end(
@@ -151,7 +146,7 @@ class RichProgressBar(ProgressBar):
         """Move the bar; within fit only its clock goes on."""
         self._done += trainer.stage != "fit"
         if self._progress is not None and time.monotonic() >= self._next_update:
-            self._draw()
+            self._draw(self._progress)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         """Take the bar away."""
@@ -167,33 +162,29 @@ class RichProgressBar(ProgressBar):
         self._end()
 
     def _begin(self, label: str, total: int | float) -> None:
+        self._done, self._next_update = 0, time.monotonic() + self._interval
         if not self.is_enabled or not self._console.is_terminal:
             return
-        self._done = 0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
         values = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
         transient = not self._leave
         self._progress = Progress(*columns, *values, console=self._console, transient=transient, auto_refresh=False)
-        known = total if total != float("inf") else None
-        self._progress.add_task(label, total=known, values="")
+        self._progress.add_task(label, total=None if total == float("inf") else total, values="")
         self._progress.start()
 
     def _update(self, trainer: Trainer, module: Module) -> None:
+        self._next_update = time.monotonic() + self._interval
         values = _values(self.get_metrics(trainer, module), "  ")
         if self._progress is not None:
-            self._draw(values=values)
-            return
-        self._next_update = time.monotonic() + self._interval
-        if self.is_enabled:
+            self._draw(self._progress, values=values)
+        elif self.is_enabled:
             line = f"{_epoch_label(trainer)}   batch {self._done}/{trainer.num_training_batches}   {values}"
             self._console.print(line, highlight=False, soft_wrap=True)
 
-    def _draw(self, **what: Any) -> None:
-        assert self._progress is not None
+    def _draw(self, progress: Progress, **what: Any) -> None:
         begin = time.monotonic()
-        self._progress.update(self._progress.task_ids[0], completed=self._done, **what, refresh=True)
-        now = time.monotonic()
-        self._next_update = now + max(self._interval, (now - begin) / SHARE)
+        progress.update(progress.task_ids[0], completed=self._done, **what, refresh=True)
+        self._next_update = begin + max(self._interval, (time.monotonic() - begin) / SHARE)
 
     def _end(self) -> None:
         if self._progress is not None:
@@ -237,8 +228,7 @@ class TQDMProgressBar(RichProgressBar):
 
 def _epoch_label(trainer: Trainer) -> str:
     of = f"/{trainer.max_epochs}" if trainer.max_epochs != -1 else ""
-    number = str(trainer.current_epoch + 1).rjust(len(of) - 1)
-    return f"[bold]epoch {number}{of}[/]"
+    return f"[bold]epoch {str(trainer.current_epoch + 1).rjust(len(of) - 1)}{of}[/]"
 
 
 def _values(metrics: dict[str, Any], between: str) -> str:

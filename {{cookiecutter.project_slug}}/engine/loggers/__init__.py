@@ -60,8 +60,7 @@ def as_loggers(logger: Any, root: str) -> list[Any]:
         MisconfigurationException: One of them is no logger; the message says which methods it lacks.
     """
     if logger is None or isinstance(logger, bool):
-        kind = TensorBoardLogger if find_spec("tensorboard") else CSVLogger
-        return [kind(root)] if logger else []
+        return [(TensorBoardLogger if find_spec("tensorboard") else CSVLogger)(root)] if logger else []
     several = isinstance(logger, Iterable) and not isinstance(logger, str) and not hasattr(logger, "log_metrics")
     loggers = list(logger) if several else [logger]
     for one in loggers:
