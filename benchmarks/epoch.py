@@ -21,7 +21,7 @@ from turns import Racer, race_anew
 
 PER_SAMPLE = f"{BARE}, images read one by one"
 # Launches, and rounds of each. An epoch of the larger set takes so long that there is time for one launch.
-SIZES = {"digits": (3, 5), "mnist": (1, 2)}
+SIZES = {"digits": (2, 5), "mnist": (1, 2)}
 
 
 def check_same_work(racing: Sequence[Racer]) -> None:
@@ -35,7 +35,8 @@ def check_same_work(racing: Sequence[Racer]) -> None:
         other = [
             f"{n}: {racer.end[n]}, not {done[n]}" for n in ("steps", "trained", "validated") if racer.end[n] != done[n]
         ]
-        if abs(racer.end["accuracy"] - done["accuracy"]) > 0.1:
+        # Random numbers differ, as libraries draw elsewhere; after few epochs seeds alone differ by more than 0.1.
+        if abs(racer.end["accuracy"] - done["accuracy"]) > 0.2:
             other.append(f"accuracy {racer.end['accuracy']:.3f}, not about {done['accuracy']:.3f}")
         if other:
             raise RuntimeError(f"{racer.name} has not done the same work as the {BARE}; {'; '.join(other)}")
