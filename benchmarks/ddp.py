@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -24,10 +24,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
 import engine
+from alternating import Turns, in_memory
 from engine.loggers import CSVLogger
 from model.standard_net import StandardNet
 from tables import Goal, Table, ratio_cells, record
@@ -38,58 +40,16 @@ GOAL = 1.03
 Batch = tuple[Tensor, Tensor]
 
 
-class Turns:
-    """Batches in memory for the Trainer; before each block of them, the loop written by hand runs as many.
-
-    So the two are measured at nearly the same time, however busy the machine is.
-
-    Args:
-        by_hand: Runs a step on a batch.
-        batches: A block of batches.
-        blocks: How many times each has its turn; another one, before these, is for warming up,
-            and the Trainer does not ask for what comes after the last.
-        finish: Waits until the device has done all work, before the clock is read.
-
-    Attributes:
-        seconds: Of each block, under the Trainer and by hand.
-    """
-
-    def __init__(
-        self,
-        by_hand: Callable[[Batch], None],
-        batches: list[Batch],
-        blocks: int,
-        finish: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.by_hand, self.batches, self.blocks, self.finish = by_hand, batches, blocks, finish
-        self.seconds: list[tuple[float, float]] = []
-
-    def __len__(self) -> int:
-        return (self.blocks + 2) * len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for block in range(self.blocks + 2):
-            begin = self._now()
-            for batch in self.batches:
-                self.by_hand(batch)
-            middle = self._now()
-            yield from self.batches
-            # The Trainer asks for more: its last step is over.
-            end = self._now()
-            if block:
-                self.seconds.append((end - middle, middle - begin))
-
-    def _now(self) -> float:
-        self.finish()
-        return time.perf_counter()
-
-
 class Training(engine.Module):
     """A classification, as one writes it for the Trainer."""
 
-    def __init__(self, net: nn.Module, logs: bool) -> None:
+    def __init__(self, net: nn.Module, turns: Turns, logs: bool) -> None:
         super().__init__()
-        self.net, self.logs = net, logs
+        self.net, self.turns, self.logs = net, turns, logs
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the other have its turn; not within the step, which runs in DistributedDataParallel's forward."""
+        self.turns.tick()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -104,30 +64,33 @@ class Training(engine.Module):
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
-def hand_written(net: nn.Module, logs: bool, file: TextIO) -> Callable[[Batch], None]:
-    """A step of the plainest loop."""
+def hand_written(net: nn.Module, batches: list[Batch], logs: bool, file: TextIO) -> Callable[[], None]:
+    """A block of the plainest loop."""
+    loader = in_memory(batches, sampler=DistributedSampler(batches, shuffle=False))  # type: ignore[arg-type]
     ddp = DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-4)
     writer, steps = csv.writer(file), itertools.count(1)
 
-    def step(batch: Batch) -> None:
-        images, labels = batch
-        loss = nn.functional.cross_entropy(ddp(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if logs and (number := next(steps)) % BLOCK == 0:
-            value = loss.detach().clone()
-            dist.all_reduce(value)
-            writer.writerow([number, value.item() / PROCESSES])
+    def block() -> None:
+        for images, labels in loader:
+            loss = nn.functional.cross_entropy(ddp(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if logs and (number := next(steps)) % BLOCK == 0:
+                value = loss.detach().clone()
+                dist.all_reduce(value)
+                writer.writerow([number, value.item() / PROCESSES])
 
-    return step
+    return block
 
 
 def race(make: Callable[[], nn.Module], batches: list[Batch], logs: bool, blocks: int) -> list[tuple[float, float]]:
     """Seconds of each block, under the Trainer and by hand."""
+    # A sampler gives each process every second of these: all batches, in order.
+    batches = [batch for batch in batches for _ in range(PROCESSES)]
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "by_hand.csv"), "w", newline="") as file:
-        turns = Turns(hand_written(make(), logs, file), batches, blocks)
+        turns = Turns(hand_written(make(), batches, logs, file), BLOCK, time.perf_counter)
         trainer = engine.Trainer(
             accelerator="cpu",
             logger=CSVLogger(folder) if logs else False,
@@ -137,8 +100,9 @@ def race(make: Callable[[], nn.Module], batches: list[Batch], logs: bool, blocks
             enable_model_summary=False,
             max_epochs=1,
         )
-        trainer.fit(Training(make(), logs), turns)
-    return turns.seconds
+        trainer.fit(Training(make(), turns, logs), in_memory(batches * (blocks + 2)))
+    # The first block warms up, and the last has no border behind it.
+    return turns.laps[1:]
 
 
 def tiny() -> nn.Module:

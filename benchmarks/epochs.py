@@ -21,17 +21,20 @@ class EpochTask(NamedTuple):
         data: Arguments of DInterface.
         model: Arguments of the net, which is the standard one.
         about: What to say of it.
+        whole: What to say of all its samples.
     """
 
     data: dict[str, Any]
     model: dict[str, Any]
     about: str
+    whole: str = ""
 
 
 MNIST = {"dataset": "torchvision_data", "data": {"name": "MNIST", "root": str(mnist.FOLDER)}}
+ABOUT_MNIST = "28 x 28 digits in MNIST's format, cropped at random; width 4"
 TASKS = {
     "digits": EpochTask({}, {}, "the default task: 8 x 8 digits, moved at random; the standard net"),
-    "mnist": EpochTask(MNIST, {"width": 4}, "28 x 28 digits in MNIST's format, cropped at random; width 4"),
+    "mnist": EpochTask(MNIST, {"width": 4}, ABOUT_MNIST, ", all 60,000: 54,000 to train, 6,000 to validate"),
 }
 
 
@@ -69,7 +72,7 @@ class Epochs:
         epochs: How many epochs, with loss and accuracy on the validation batches after each.
         folder: For files.
         border: For contenders that make their loaders by themselves: to be called at the start of each epoch.
-        samples: Samples of the training set; the validation set has a tenth. 0 for all.
+        samples: The first so many samples of the training set, and a tenth as many to validate on; 0 for all.
         variant: Which way, where there are several.
     """
 
@@ -102,6 +105,14 @@ def make_epochs(
     torch.manual_seed(0)
     net = StandardNet(10, tuple(val[0][0].shape), **task.model)
     return Epochs(task, net, adamw, *loaders, epochs, folder, border, samples, variant)
+
+
+def places(dataset: Any) -> list[int]:
+    """Where the samples of a subset, also of a subset of one, lie in the whole set."""
+    if not isinstance(dataset, Subset):
+        return [*range(len(dataset))]
+    whole = places(dataset.dataset)
+    return [whole[index] for index in dataset.indices]
 
 
 def shortened(dataset: Any, samples: int) -> Any:

@@ -13,8 +13,9 @@ import itertools
 import platform
 import statistics
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from torchvision.models import resnet50
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
 import engine
-from ddp import GOAL, Batch, Turns
+from alternating import Turns, in_memory
+from ddp import GOAL, Batch
 from model.standard_net import StandardNet
 from tables import Goal, Table, ratio_cells, record
 from utils.acceleration import accelerate
@@ -137,9 +139,13 @@ def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
 class Training(engine.Module):
     """The task, as one writes it for the Trainer."""
 
-    def __init__(self, net: nn.Module, logs: bool) -> None:
+    def __init__(self, net: nn.Module, tick: Callable[[], None], logs: bool) -> None:
         super().__init__()
-        self.net, self.logs = net, logs
+        self.net, self.tick, self.logs = net, tick, logs
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the other have its turn; not within the step, which runs under autocast."""
+        self.tick()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -191,7 +197,7 @@ class Race:
 
         return step
 
-    def by_trainer(self, batches: object, logs: bool = False) -> None:
+    def by_trainer(self, batches: list[Batch], tick: Callable[[], None], logs: bool = False) -> None:
         """An epoch under the Trainer, quietly."""
         torch.manual_seed(0)
         net = self.task.make()
@@ -208,21 +214,29 @@ class Race:
             enable_model_summary=False,
             max_epochs=1,
         )
-        trainer.fit(Training(net, logs), batches)
+        trainer.fit(Training(net, tick, logs), in_memory(batches))
+
+    def clock(self) -> float:
+        """Seconds, once the device has done all work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def alone(self, ours: bool) -> tuple[float, float]:
         """Host syncs in a step, and MB that were held at most: under the Trainer, or by hand."""
-        few = Few(self.batches)
+        watch = Watch()
+        few = [*itertools.islice(itertools.cycle(self.batches), watch.STEPS)]
         fresh()
         torch.cuda.reset_peak_memory_stats()
         if ours:
-            self.by_trainer(few, logs=True)
+            self.by_trainer(few, watch.tick, logs=True)
         else:
             step = self.by_hand()
-            for batch in few:
+            for batch in in_memory(few):
+                watch.tick()
                 step(batch)
         torch.cuda.synchronize()
-        return few.syncs / WATCHED, torch.cuda.max_memory_allocated() / 1e6
+        return watch.syncs / WATCHED, torch.cuda.max_memory_allocated() / 1e6
 
     def add_to(self, pace: Table, waits: Table, blocks: int) -> None:
         """Race, and add a line to each table; what only a GPU has to the second."""
@@ -232,45 +246,48 @@ class Race:
             cells |= {"memory": f"{held:,.0f} MB", "memory by hand": f"{held_by_hand:,.0f} MB"}
             waits.add(str(self.setting), cells, mine, Goal(0))
         fresh()
-        finish = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
-        turns = Turns(self.by_hand(), self.batches, blocks, finish)
-        self.by_trainer(turns)
+        step, loader = self.by_hand(), in_memory(self.batches)
+
+        def block() -> None:
+            for batch in loader:
+                step(batch)
+
+        turns = Turns(block, len(self.batches), self.clock)
+        self.by_trainer(self.batches * (blocks + 2), turns.tick)
+        # The first block warms up, and the last has no border behind it.
+        laps = turns.laps[1:]
         samples = sum(len(targets) for _, targets in self.batches)
-        ours, theirs = (statistics.median(samples / s for s in column) for column in zip(*turns.seconds, strict=True))
-        ratios = [mine / hand for mine, hand in turns.seconds]
+        ours, theirs = (statistics.median(samples / s for s in column) for column in zip(*laps, strict=True))
+        ratios = [mine / hand for mine, hand in laps]
         cells = {"Trainer": f"{ours:,.0f}/s", "by hand": f"{theirs:,.0f}/s", **ratio_cells(ratios)}
         pace.add(str(self.setting), cells, round(statistics.median(ratios), 3), Goal(GOAL))
 
 
-class Few:
-    """A few batches for one of the two alone, in which torch warns of each operation that waits for the GPU.
-
-    Args:
-        batches: These, over and over.
+class Watch:
+    """Counts the operations that wait for the GPU, in a few steps of one of the two alone.
 
     Attributes:
-        syncs: How often it has, in `WATCHED` steps that fetch no value.
+        syncs: How many there were, in `WATCHED` steps that fetch no value.
     """
 
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches, self.syncs = batches, 0
+    # One more step: the end of an epoch fetches values.
+    STEPS = BEFORE + WATCHED + 1
 
-    def __len__(self) -> int:
-        # One more: the end of an epoch fetches values.
-        return BEFORE + WATCHED + 1
+    def __init__(self) -> None:
+        self.steps, self.syncs = 0, 0
+        self._told = warnings.catch_warnings(record=True)
 
-    def __iter__(self) -> Iterator[Batch]:
-        batches = itertools.islice(itertools.cycle(self.batches), len(self))
-        yield from itertools.islice(batches, BEFORE)
-        with warnings.catch_warnings(record=True) as told:
+    def tick(self) -> None:
+        """To be called first in each step."""
+        if self.steps == BEFORE:
+            self._lines = self._told.__enter__()
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            try:
-                yield from itertools.islice(batches, WATCHED)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        self.syncs = sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
-        yield from batches
+        elif self.steps == BEFORE + WATCHED:
+            torch.cuda.set_sync_debug_mode("default")
+            self.syncs = sum("synchronizing CUDA operation" in str(line.message) for line in self._lines or ())
+            self._told.__exit__(None, None, None)
+        self.steps += 1
 
 
 def fresh() -> None:

@@ -11,34 +11,29 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
-import environments
 from figure import draw
-from tables import RESULTS, commits, machine, recorded
+from tables import RESULTS, recorded, settings, was_quick
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "speed.md"
 PICTURE = HERE.parent / "docs" / "images" / "speed.png"
 BEGIN, END = "<!-- tables: written by make bench -->", "<!-- end of tables -->"
-# In this order. The first ones can be quick; those that print without recording are left out of the page.
+# In this order. The first ones can be quick. One that records nothing, as without a GPU, keeps what it recorded before.
 QUICK = ("step", "epoch", "start", "scale")
 PARTS = (*QUICK, "account", "loader", "ddp", "gpu", "saving", "report")
 
 
 def page() -> str:
     """Everything that was recorded, as Markdown."""
-    tables = [table.markdown() for part in PARTS for table in recorded(part)]
-    return "\n".join([setting(), *tables])
-
-
-def setting() -> str:
-    """Machine, versions, commits and date, as a sentence."""
-    peers = ", ".join(f"{name} {version}" for name, version in environments.versions().items())
-    when = f"commit {', '.join(commits(PARTS))}, {time.strftime('%Y-%m-%d')}"
-    return f"{machine()}; {peers or 'no peers'}; {when}.\n"
+    common, own = settings(PARTS)
+    lines = [f"{common}.\n"] if common else []
+    for part in PARTS:
+        lines += [f"{own[part]}:\n"] if own.get(part) else []
+        lines += [table.markdown() for table in recorded(part)]
+    return "\n".join(lines)
 
 
 def publish(text: str, page_path: Path = PAGE) -> None:
@@ -67,7 +62,6 @@ def main() -> None:
         chosen = [part for part in chosen if part in QUICK]
     failed = []
     for part in chosen:
-        (RESULTS / f"{part}.json").unlink(missing_ok=True)
         print(f"── {part}", flush=True)
         words = ["--quick"] if arguments.quick else []
         if subprocess.run([sys.executable, str(HERE / f"{part}.py"), *words]).returncode:
@@ -76,15 +70,18 @@ def main() -> None:
     text = page()
     (RESULTS / "results.md").write_text(text, encoding="utf-8")
     everything = {part: [asdict(table) for table in recorded(part)] for part in PARTS}
-    (RESULTS / "results.json").write_text(json.dumps({"setting": setting(), **everything}, indent=1), encoding="utf-8")
+    common, own = settings(PARTS)
+    content = {"setting": common, "settings": own, **everything}
+    (RESULTS / "results.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     pictures = draw(recorded("step"), RESULTS)
-    print(setting())
+    print(common, *(f"{part}: {what}" for part, what in own.items() if what), sep="\n")
     if failed:
         sys.exit(f"error: {', '.join(failed)} failed, as said above; nothing was published")
     if arguments.publish:
         # A part may be renewed by itself; what the page shows of the others is what they recorded.
-        if arguments.quick or not pictures:
-            sys.exit("error: a quick run is not published, nor one without the part step; leave out --quick")
+        if was_quick(PARTS) or not pictures:
+            parts = ", ".join(was_quick(PARTS) or ["step"])
+            sys.exit(f"error: a quick run is not published, nor one without the part step; run {parts} without --quick")
         publish(f"![CPU time of a step, in steps of a loop written by hand](images/{PICTURE.name})\n\n{text}")
         shutil.copy(pictures[0], PICTURE)
     print(f"tables and plot  {RESULTS}")

@@ -7,25 +7,24 @@ end stands what 10,000 steps leave behind in memory.
 from __future__ import annotations
 
 import argparse
+import csv
 import gc
-import itertools
 import os
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
 import engine
+from alternating import Turns, in_memory
 from engine.loggers import CSVLogger
 from tables import Goal, Table, ratio_cells, record
 from work import Batch, sgd, tiny
@@ -41,9 +40,9 @@ class Nothing(engine.Callback):
 class Training(engine.Module):
     """A classification that logs some values of each step, and validates on some sets."""
 
-    def __init__(self, net: nn.Module, turns: Turns, values: int = 0) -> None:
+    def __init__(self, net: nn.Module, turns: Turns, names: list[str]) -> None:
         super().__init__()
-        self.net, self.turns, self.names = net, turns, [f"value_{number}" for number in range(values)]
+        self.net, self.turns, self.names = net, turns, names
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -62,62 +61,58 @@ class Training(engine.Module):
         return sgd(self.parameters())
 
 
-class Turns:
-    """Batches for the Trainer; in its first step of each block, the loop written by hand does as much.
+class ByHand:
+    """The plainest loop that does the same, a block at a time: a step for each batch, then validation.
 
     Args:
-        by_hand: Does a block.
+        net: What to train.
         batches: A block of batches.
-        per_epoch: Blocks in an epoch.
-
-    Attributes:
-        loader: The batches of an epoch.
-        laps: CPU seconds of each block, under the Trainer and by hand. A lap of the Trainer ends where its next block
-            begins, so that what happens between epochs is in it.
+        sets: Batches of each validation set, whose loss is averaged.
+        names: Values that are kept in each step, and written in every `LOG_EVERY`th.
+        file: Where to.
     """
 
-    def __init__(self, by_hand: Callable[[], None], batches: list[Batch], per_epoch: int) -> None:
-        self.by_hand, self.per_epoch, self.size, self.steps = by_hand, per_epoch, len(batches), 0
-        self.loader = DataLoader(batches * per_epoch, batch_size=None)  # type: ignore[arg-type]
-        self.laps: list[tuple[float, float]] = []
-        self._hand, self._begin = 0.0, 0.0
+    def __init__(
+        self, net: nn.Module, batches: list[Batch], sets: list[list[Batch]], names: list[str], file: TextIO
+    ) -> None:
+        self.net, self.optimizer, self.names, self.steps = net, sgd(net.parameters()), names, 0
+        self.loader, self.sets = in_memory(batches), [in_memory(held_out) for held_out in sets]
+        self.writer = csv.writer(file)
 
-    def tick(self) -> None:
-        """To be called first in each step."""
-        if self.steps % self.size == 0:
-            self.border()
-        self.steps += 1
-
-    def border(self) -> None:
-        """End a block of the Trainer, and run one by hand."""
-        end = time.process_time()
-        if self._begin:
-            self.laps.append((end - self._begin, self._hand))
-        begin = time.process_time()
-        self.by_hand()
-        self._hand = time.process_time() - begin
-        self._begin = time.process_time()
-
-
-def hand_written(net: nn.Module, batches: list[Batch], sets: list[list[Batch]]) -> Callable[[], None]:
-    """A block of the plainest loop: a step for each batch, then validation."""
-    optimizer = sgd(net.parameters())
-    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-
-    def block() -> None:
-        for images, labels in loader:
-            loss = nn.functional.cross_entropy(net(images), labels)
-            optimizer.zero_grad()
+    def block(self) -> None:
+        """Train, and validate if there is a set."""
+        for images, labels in self.loader:
+            loss = nn.functional.cross_entropy(self.net(images), labels)
+            self.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-        if sets:
-            net.eval()
+            self.optimizer.step()
+            self.steps += 1
+            if self.names:
+                self.log(loss)
+        if self.sets:
+            self.net.eval()
             with torch.no_grad():
-                for images, labels in itertools.chain(*sets):
-                    nn.functional.cross_entropy(net(images), labels)
-            net.train()
+                self.losses = [self.validate(loader) for loader in self.sets]
+            self.net.train()
 
-    return block
+    def log(self, loss: Tensor) -> None:
+        """Keep the values of a step, and write them if they are due."""
+        values = {name: loss.item() for name in self.names}
+        if self.steps % LOG_EVERY == 0:
+            self.writer.writerow([self.steps, *values.values()])
+
+    def validate(self, loader: Any) -> float:
+        """The loss of a set."""
+        total, samples = torch.zeros(()), 0
+        for images, labels in loader:
+            total += nn.functional.cross_entropy(self.net(images), labels) * len(labels)
+            samples += len(labels)
+        return total.item() / samples
+
+
+def names_of(values: int) -> list[str]:
+    """Names of so many values that are logged."""
+    return [f"value_{number}" for number in range(values)]
 
 
 def batches_of(size: int, steps: int) -> list[Batch]:
@@ -143,24 +138,28 @@ def race(
         net: Makes the net.
         size: Samples of a batch.
         callbacks: Callbacks that override nothing.
-        values: Values that are logged in each step.
-        sets: Validation sets, each of as many batches as a block; the loop validates, too, but logs nothing.
+        values: Values that are logged in each step, and written in every `LOG_EVERY`th.
+        sets: Validation sets, each of as many batches as a block, whose loss is averaged.
         per_epoch: Blocks of an epoch; default: all in one.
     """
     torch.manual_seed(0)
     batches = batches_of(size, steps)
     held_out = [batches_of(size, steps) for _ in range(sets)]
-    turns = Turns(hand_written(net(), batches, held_out), batches, 1 if sets else per_epoch or rounds + 2)
-    with tempfile.TemporaryDirectory() as folder:
+    blocks = 1 if sets else per_epoch or rounds + 2
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "by_hand.csv"), "w", newline="") as file:
+        names = names_of(values)
+        turns = Turns(ByHand(net(), batches, held_out, names, file).block, steps)
         trainer = engine.Trainer(
             accelerator="cpu",
             logger=CSVLogger(folder) if values else False,
+            log_every_n_steps=LOG_EVERY,
             callbacks=[Nothing() for _ in range(callbacks)],
-            max_epochs=(rounds + 2) // turns.per_epoch,
+            max_epochs=(rounds + 2) // blocks,
             num_sanity_val_steps=0,
             **QUIET,
         )
-        trainer.fit(Training(net(), turns, values), turns.loader, held_out or None)
+        val = [in_memory(batches) for batches in held_out] or None
+        trainer.fit(Training(net(), turns, names), in_memory(batches * blocks), val)
     # The first block warms up, and the last has no border behind it.
     return turns.laps[1:]
 
@@ -223,11 +222,11 @@ def memory(steps: int) -> Table:
     # To look leaves something behind, too, the first time.
     looks = Memory(warm // 2, warm, warm + steps)
     # One block, since blocks leave their times behind.
-    endless = Turns(lambda: None, batches_of(64, 1) * (warm + steps), 1)
+    endless = Turns(lambda: None, warm + steps)
     with tempfile.TemporaryDirectory() as folder:
         logger: Any = CSVLogger(folder)
         trainer = engine.Trainer(accelerator="cpu", logger=logger, callbacks=[looks], max_epochs=1, **QUIET)
-        trainer.fit(Training(tiny(), endless, 1), endless.loader)
+        trainer.fit(Training(tiny(), endless, names_of(1)), in_memory(batches_of(64, 1) * endless.size))
     _, (megabytes, blocks), (later_megabytes, later_blocks) = looks.held
     table = Table(f"memory after {steps:,} further steps", "what", f"After {warm:,} steps to warm up.", "scale/memory")
     for name, before, after, unit, limit in (

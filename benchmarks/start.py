@@ -6,13 +6,13 @@ Every figure is the median of several processes, which take turns.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from typing import NamedTuple
 
 from contenders import BARE, OURS, Contender
@@ -57,22 +57,16 @@ def measure(start: Start) -> Started:
     Raises:
         RuntimeError: It has ended otherwise than expected.
     """
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
-        path = os.pathsep.join([str(PROJECT), str(HERE)])
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            start.command, cwd=folder, stdout=said, stderr=said, env={**os.environ, **ALONE, "PYTHONPATH": path}
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall, process.returncode = time.perf_counter() - begin, os.waitstatus_to_exitcode(status)
-        if process.returncode != start.code:
-            said.seek(0)
-            raise RuntimeError(
-                f"{start.name}: code {process.returncode}\n{said.read().decode(errors='replace')[-2000:]}"
-            )
-    # Kilobytes, but for macOS.
-    held = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return Started(usage.ru_utime + usage.ru_stime, wall, held)
+    path = os.pathsep.join([str(PROJECT), str(HERE)])
+    with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile() as said:
+        launcher = [sys.executable, "-S", str(HERE / "launch.py"), said.name, *start.command]
+        environment = {**os.environ, **ALONE, "PYTHONPATH": path}
+        told = subprocess.run(launcher, cwd=folder, env=environment, stdout=subprocess.PIPE, check=True).stdout
+        cost = json.loads(told)
+        if cost.pop("code") != start.code:
+            last = said.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{start.name}: ended otherwise than expected\n{last}")
+    return Started(**cost)
 
 
 def imports(chosen: list[Contender]) -> list[Start]:

@@ -7,13 +7,14 @@ Quietly, and with what one wants to see of a run: a bar with the loss, TensorBoa
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import environments
 import torch
-from contenders import BARE, CONTENDERS, OURS, Contender
+from contenders import BARE, CONTENDERS, OURS, PEERS, Contender
 from tables import Goal, Table, ratio_cells, record
 from turns import Racer, race, race_anew, racers
 from work import BATCH_SIZE, LOG_EVERY, TASKS
@@ -88,7 +89,7 @@ def counts(task: str, mode: str, chosen: Sequence[Contender]) -> dict[str, Count
     found = {}
     for entry in entries(task, mode, chosen, words):
         with racers([entry], "steps") as racing:
-            race(racing, 3)
+            race(racing, 3, random.Random(0))
             found[racing[0].name] = Counts(racing[0].end["calls"], racing[0].end["frames"])
     return found
 
@@ -127,7 +128,7 @@ def add_fastest_peer(
     result: Table, racing: Sequence[Racer], ratios: dict[str, list[float]], clock: str = "cpu"
 ) -> None:
     """A line that compares this Trainer with the fastest peer; none without peers."""
-    peers = [racer for racer in racing if not racer.name.startswith(BARE) and racer.name != OURS]
+    peers = [racer for racer in racing if racer.name in PEERS]
     ours = next((racer for racer in racing if racer.name == OURS), None)
     if not peers or ours is None:
         return

@@ -10,11 +10,15 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import environments
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -123,22 +127,43 @@ def record(part: str, tables: Sequence[Table]) -> None:
     for table in tables:
         table.show()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    content = {"commit": commit(), "tables": [asdict(table) for table in tables]}
-    (RESULTS / f"{part}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    peers = ", ".join(f"{name} {version}" for name, version in environments.versions().items())
+    setting = {"machine": machine(), "peers": peers or "no peers", "commit": f"commit {commit() or 'unknown'}"}
+    setting["date"] = time.strftime("%Y-%m-%d")
+    content = {"setting": setting, "quick": "--quick" in sys.argv, "tables": [asdict(table) for table in tables]}
+    # At once, so that a part that is broken off leaves what an earlier one found.
+    unfinished = RESULTS / f"{part}.json.new"
+    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    unfinished.replace(RESULTS / f"{part}.json")
 
 
 def recorded(part: str) -> list[Table]:
     """What `record` has written; empty if nothing."""
-    path = RESULTS / f"{part}.json"
-    tables = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.is_file() else []
+    tables = _content(part).get("tables", [])
     return [Table(**{**table, "rows": [Row(**row) for row in table["rows"]]}) for table in tables]
 
 
-def commits(parts: Sequence[str]) -> list[str]:
-    """The commits at which parts were recorded."""
-    files = [RESULTS / f"{part}.json" for part in parts]
-    found = [json.loads(file.read_text(encoding="utf-8"))["commit"] for file in files if file.is_file()]
-    return [*dict.fromkeys(name or "unknown" for name in found)]
+def settings(parts: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Machine, versions, commit and date: what all parts have in common, and for each part what it has not."""
+    found: dict[str, dict[str, str]] = {part: _content(part)["setting"] for part in parts if _content(part)}
+    every = [*found.values()]
+    common = {
+        name: value for name, value in (every[0] if every else {}).items() if all(s[name] == value for s in every)
+    }
+    own = {part: [value for name, value in one.items() if name not in common] for part, one in found.items()}
+    return "; ".join(common.values()), {part: "; ".join(values) for part, values in own.items()}
+
+
+def was_quick(parts: Sequence[str]) -> list[str]:
+    """The parts whose last run shows only that they run."""
+    return [part for part in parts if _content(part).get("quick")]
+
+
+def _content(part: str) -> dict[str, Any]:
+    path = RESULTS / f"{part}.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # What an older version wrote does not say where it was measured.
+    return content if "setting" in content else {}
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

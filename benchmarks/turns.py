@@ -72,8 +72,13 @@ class Racer:
         theirs.close()
         ours.close()
         self._said = b""
-        threading.Thread(target=self._listen, daemon=True).start()
-        self._cpu = self._answer()["cpu"]
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        try:
+            self._cpu = self._answer()["cpu"]
+        except BaseException:
+            self.close()
+            raise
 
     def run_block(self) -> None:
         """Give it a turn."""
@@ -98,8 +103,16 @@ class Racer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """End the process, and let go of everything that was opened for it."""
+        self._kill()
+        self._listener.join(10)
+        os.close(self._terminal)
+        # Of a line that could not be sent, nothing is left to be said.
+        with contextlib.suppress(OSError):
+            self._line.close()
         self._folder.cleanup()
 
     def _answer(self) -> dict[str, Any]:
@@ -108,7 +121,8 @@ class Racer:
         except TimeoutError:
             line = ""
         if not line:
-            self._signal(signal.SIGKILL)
+            self._kill()
+            self._listener.join(10)
             said = self._said.decode(errors="replace")[-2000:]
             raise RuntimeError(f"{self.name}: ended, or did nothing for {PATIENCE:.0f} s; it said:\n{said}")
         answer: dict[str, Any] = json.loads(line)
@@ -121,6 +135,10 @@ class Racer:
         with contextlib.suppress(OSError):
             while text := os.read(self._terminal, 65536):
                 self._said = (self._said + text)[-10000:]
+
+    def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.wait()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -136,9 +154,8 @@ def racers(entries: Sequence[tuple[Contender, Sequence[str]]], kind: str) -> Ite
         yield [stack.enter_context(Racer(contender, kind, words)) for contender, words in entries]
 
 
-def race(racing: Sequence[Racer], blocks: int) -> None:
+def race(racing: Sequence[Racer], blocks: int, orders: random.Random) -> None:
     """Let them take turns, in another order in each round; the first block of each is for warming up."""
-    orders = random.Random(0)
     for _ in range(blocks):
         for racer in orders.sample(racing, len(racing)):
             racer.run_block()
@@ -168,12 +185,15 @@ def race_anew(
         check: Looks at all of them at the end of each launch, while their files are there.
 
     Returns:
-        The contenders of the last launch, which are over, with the laps of all launches.
+        The contenders of the last launch, which are over, with the laps of all launches; in the order of the entries,
+        though each launch starts them in another one.
     """
     laps: dict[str, list[Lap]] = {}
+    names, orders = [contender.name for contender, _ in entries], random.Random(0)
     for _ in range(launches):
-        with racers(entries, kind) as racing:
-            race(racing, rounds + 1)
+        with racers(orders.sample(entries, len(entries)), kind) as started:
+            racing = sorted(started, key=lambda racer: names.index(racer.name))
+            race(racing, rounds + 1, orders)
             check(racing)
         for racer in racing:
             racer.laps = laps[racer.name] = [*laps.get(racer.name, []), *racer.laps]

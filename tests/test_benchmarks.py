@@ -18,6 +18,7 @@ pytestmark = pytest.mark.long
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("contenders", "environments", "run", "step", "epoch", "tables", "turns", "work", "epochs", "mnist", "figure")
+NAMES += ("start", "alternating")
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
     calls = {name: int(row["cells"]["calls"]) for name, row in quiet.items()}
     assert 20 < calls["bare loop"] < calls["this Trainer"] <= calls["bare loop"] + 100
     assert [row["cells"]["frames"] for row in quiet.values()] == ["0", "6"]
-    assert list(by_key["epoch/digits"]) == ["bare loop", "this Trainer"]
+    assert list(by_key["epoch/digits"]) == ["bare loop", "this Trainer", "generated project"]
+    assert {row["goal"] for row in by_key["epoch/digits"].values()} == {""}
     first = by_key["start/first step"]
     assert list(first) == ["bare loop", "this Trainer", "python main.py"]
     assert all(int(row["cells"]["peak memory"].split()[0].replace(",", "")) > 50 for row in first.values())
@@ -103,9 +105,47 @@ def test_a_contender_that_fails_is_named_with_what_it_said(
     (tmp_path / "broken.py").write_text("def train(work):\n    raise ValueError('no such thing')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     broken = bench.contenders.Contender("broken", "broken", "torch")
+    opened = len(os.listdir("/dev/fd"))
     with pytest.raises(RuntimeError, match="(?s)broken: ended.*no such thing"):
         with bench.turns.racers([(broken, ["--blocks", "1", "--steps", "5"])], "steps"):
             pass
+    # Neither its terminal nor its socket is left.
+    assert len(os.listdir("/dev/fd")) == opened
+
+
+def test_the_fastest_peer_is_neither_ours_nor_by_hand(bench: SimpleNamespace) -> None:
+    lap = bench.turns.Lap
+    times = {"bare loop": 1.0, "this Trainer": 1.2, "generated project": 1.1, "Ignite": 2.0, "Fabric": 3.0}
+    racing = [SimpleNamespace(name=name, laps=[lap(time, time)] * 3) for name, time in times.items()]
+    table = bench.tables.Table("an epoch")
+    bench.step.add_fastest_peer(table, racing, {racer.name: bench.step.against(racer, racing[0]) for racer in racing})
+    [row] = table.rows
+    assert (row.name, row.value, row.met) == ("this Trainer / fastest peer (Ignite)", 0.6, True)
+
+
+def test_the_loop_by_hand_goes_before_each_block(bench: SimpleNamespace) -> None:
+    done: list[str] = []
+    turns = bench.alternating.Turns(lambda: done.append("by hand"), 2, iter(range(1000)).__next__)
+    for _ in range(6):
+        turns.tick()
+        done.append("step")
+    assert done == ["by hand", "step", "step"] * 3
+    assert turns.laps == [(1, 1)] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child's memory never was its parent's")
+def test_the_memory_of_a_start_is_its_own(bench: SimpleNamespace) -> None:
+    start, name = bench.start.Start, "nothing"
+    started = bench.start.measure(start(name, [sys.executable, "-c", "pass"]))
+    assert 0 < started.megabytes < 60 and 0 < started.cpu < 10
+    bench.start.measure(start(name, [sys.executable, "-c", "raise SystemExit(17)"], 17))
+    with pytest.raises(RuntimeError, match="(?s)nothing: ended otherwise.*ZeroDivisionError"):
+        bench.start.measure(start(name, [sys.executable, "-c", "1 / 0"]))
+
+
+def test_images_one_by_one_are_those_of_the_others(bench: SimpleNamespace) -> None:
+    subset = importlib.import_module("torch.utils.data").Subset
+    assert bench.epochs.places(subset(subset([5, 6, 7, 8], [3, 1, 0]), [2, 0])) == [0, 3]
 
 
 def test_goals_are_compared_with_what_was_measured(bench: SimpleNamespace, capsys: Any) -> None:
@@ -132,6 +172,27 @@ def test_what_is_published_stands_between_the_marks(bench: SimpleNamespace, tmp_
     # The page of this repository can be renewed.
     real = bench.run.PAGE.read_text(encoding="utf-8")
     assert real.count(bench.run.BEGIN) == real.count(bench.run.END) == 1
+
+
+def test_a_page_says_when_and_where_each_part_was_measured(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.tables, "RESULTS", tmp_path)
+    table = bench.tables.Table("a title", key="key")
+    table.add("a row", {"figure": "1"}, 1.0)
+    monkeypatch.setattr(bench.tables, "commit", lambda: "abc")
+    for part in ("step", "loader"):
+        bench.tables.record(part, [table])
+    common = bench.run.page().split("\n")[0]
+    # What all parts agree on is there once.
+    assert "torch 2" in common and "commit abc" in common and bench.run.page().count("commit") == 1
+    monkeypatch.setattr(bench.tables, "commit", lambda: "def")
+    monkeypatch.setattr(sys, "argv", ["loader.py", "--quick"])
+    bench.tables.record("loader", [table])
+    lines = [line for line in bench.run.page().split("\n") if line and not line.startswith("|")]
+    assert "torch 2" in lines[0] and "commit" not in lines[0]
+    assert lines[1:] == ["commit abc:", "**a title**", "commit def:", "**a title**"]
+    assert bench.tables.was_quick(bench.run.PARTS) == ["loader"]
 
 
 def test_the_large_set_is_one_that_torchvision_reads(bench: SimpleNamespace, tmp_path: Path) -> None:

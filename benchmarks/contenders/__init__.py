@@ -39,3 +39,6 @@ CONTENDERS = (
     Contender("Lightning", "contenders.lightning_trainer", "lightning", "lightning"),
     Contender("Hugging Face Trainer", "contenders.huggingface", "transformers.Trainer", "huggingface"),
 )
+PEERS = {contender.name for contender in CONTENDERS if contender.environment is not None}
+# Races only where an epoch is measured: what DInterface and MInterface do beside it is no Trainer's overhead.
+GENERATED = Contender("generated project", "contenders.ours", "engine", variant="generated project")

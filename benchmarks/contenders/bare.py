@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from epochs import Epochs
+from epochs import Epochs, places
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from work import BATCH_SIZE, LOG_EVERY, Work
@@ -84,5 +84,5 @@ def per_sample(work: Epochs) -> DataLoader[Any]:
 
     convert = [v2.RandomCrop(28, padding=3), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     source = MNIST(work.task.data["data"]["root"], transform=v2.Compose(convert))
-    order = work.train.sampler
-    return DataLoader(Subset(source, range(len(order))), BATCH_SIZE, sampler=order)
+    chosen = Subset(source, places(work.train.dataset))
+    return DataLoader(chosen, BATCH_SIZE, sampler=work.train.sampler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as pl
 import torch
 from epochs import Epochs
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -39,7 +39,9 @@ def train(work: Work) -> None:
     elif work.realistic:
         logger = TensorBoardLogger(work.folder)
         saver = ModelCheckpoint(every_n_train_steps=work.save_every)
-        trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=logger, callbacks=[saver])
+        # Its own choice where rich is not installed, as with Lightning alone; here rich is, for others.
+        plain = [TQDMProgressBar(), ModelSummary()]
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=logger, callbacks=[saver, *plain])
     else:
         trainer = pl.Trainer(accelerator="cpu", max_epochs=1, **QUIET)
     trainer.fit(Training(work), work.batches)
