@@ -38,10 +38,10 @@ class Race(NamedTuple):
 
 # By task and mode. Few rounds of many launches: one process may be slower than another by half for all its life.
 RACES = {
-    ("tiny", "quiet"): Race(1.05, 6, 12, 120),
-    ("tiny", "realistic"): Race(1.10, 6, 3, 2000),
-    ("standard_net", "quiet"): Race(1.02, 6, 12, 10),
-    ("standard_net", "realistic"): Race(1.02, 6, 3, 60),
+    ("tiny", "quiet"): Race(1.05, 4, 15, 120),
+    ("tiny", "realistic"): Race(1.10, 4, 4, 2000),
+    ("standard_net", "quiet"): Race(1.02, 4, 15, 10),
+    ("standard_net", "realistic"): Race(1.02, 4, 4, 60),
 }
 BESIDE = {
     "quiet": "nothing beside the training",
