@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,30 +51,66 @@ def check_answers(answers: dict[str, str]) -> str:
     assert spec is not None and spec.loader is not None
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
-    faults = hook.find_faults(answers, _command([*hook.LONGEST, *hook.CHOICES]))
+    command = _command([*hook.LONGEST, *hook.CHOICES])
+    faults = hook.find_faults(answers, command)
     if faults:
         print(*faults, sep="\n", file=sys.stderr)
+        if "--extra-context" in command[-1:]:
+            sys.exit(1)  # cruft would show a traceback
         raise FailedHookException(f"{len(faults) - 1} of the answers cannot be used.")
     return "yes"
 
 
 def _command(questions: list[str]) -> list[str]:
-    """The words of this process up to the answers, if it is cookiecutter's; they are asked for no more."""
-    program = Path(sys.argv[0])
-    if program.parts[-2:] == ("cookiecutter", "__main__.py"):
-        start = ["python", "-m", "cookiecutter"]
-    elif program.stem == "cookiecutter":
-        start = ["cookiecutter"]
-    else:
-        return []
-    words = [word for word in sys.argv[1:] if word != "--no-input" and word.partition("=")[0] not in questions]
-    return [*start, "--no-input", *words]
+    """The words of this process up to the answers, if it is cookiecutter's or cruft's; they are asked for no more."""
+    program, words = Path(sys.argv[0]), sys.argv[1:]
+    as_module = program.name == "__main__.py"
+    name = program.parent.name if as_module else program.stem
+    start = [_called(sys.executable), "-m", name] if as_module else [_called(sys.argv[0])]
+    if name == "cookiecutter":
+        kept = [word for word in words if "=" not in word or word.partition("=")[0] not in questions]
+        return [*start, "--no-input", *(word for word in kept if word != "--no-input")]
+    if name == "cruft" and words[:1] == ["create"]:
+        return [*start, *_without_answers(words), "--no-input", "--extra-context"]
+    return []
+
+
+def _called(program: str) -> str:
+    """A program's name where that finds it, otherwise its path."""
+    name = Path(program).name
+    # The path itself, not what it links to: the Python of a virtual environment is a link to another one.
+    found = shutil.which(name)
+    return name if found is not None and os.path.abspath(found) == os.path.abspath(program) else program
+
+
+def _without_answers(words: list[str]) -> list[str]:
+    """The words of `cruft create`, without its answers and the option that does not ask for them."""
+    options, kept, left = ("--extra-context", "--extra-context-file", "-E"), [], iter(words)
+    for word in left:
+        if word in options:
+            next(left, None)
+        elif word.partition("=")[0] not in (*options, "--no-input", "-y"):
+            kept.append(word)
+    return kept
 
 
 @simple_filter
 def markdown(answer: str) -> str:
-    """Escape what opens HTML, such as a comment that would hide the rest of a page."""
-    return answer.replace("&", "&amp;").replace("<", "&lt;")
+    """Escape what is special to Markdown and HTML, as entities; a name such as My_Project stays readable.
+
+    Args:
+        answer: One line of text, for a heading or a paragraph of its own.
+
+    Returns:
+        The text, which a page shows as it was given.
+    """
+    special = {"&": "&amp;", "<": "&lt;"} | {character: f"&#{ord(character)};" for character in r"`~*[\|"}
+    text = "".join(special.get(character, character) for character in answer)
+    # At the end of a heading a # is none of its text; at the start of a line one opens a heading, and others a list,
+    # a quotation, a rule or code; between letters a _ stands for itself.
+    for pattern in (r"^[#=>+ -]", r"#$", r"(?<![^\W_])_", r"_(?![^\W_])"):
+        text = re.sub(pattern, lambda found: f"&#{ord(found[0])};", text)
+    return re.sub(r"^([0-9]+)([.)])", lambda found: f"{found[1]}&#{ord(found[2])};", text)
 
 
 @simple_filter

@@ -44,8 +44,10 @@ DEPENDENCIES = set(
 )
 # Letters, and the like, that nobody can see.
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"
-# What a project is made of. Where one of these lies there is one already, or something else of the user's.
-TREES = (".github", "configs", "data", "engine", "model", "tasks", "tests", "utils")
+# What a project is made of. Where one of these lies there is one already, or something else of the user's. README.md,
+# LICENSE and .gitignore are not among them: a repository that was made on a server has them, and nothing else.
+PARTS = [".github", ".gitlab-ci.yml", "Makefile", "configs", "data", "engine", "main.py", "model", "pyproject.toml"]
+PARTS += ["slurm.sh", "tasks", "tests", "utils"]
 
 # Control characters, lone surrogates, line and paragraph separators do harm in terminals, TOML and Markdown.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -104,7 +106,8 @@ def find_faults(answers: dict[str, str], command: Sequence[str] = ()) -> list[st
 
     Args:
         answers: Every answer by the name of its question.
-        command: What starts cookiecutter, up to the answers; empty where something else has started it.
+        command: What starts cookiecutter, up to the answers, or cruft, up to those in JSON behind --extra-context;
+            empty where something else has started it.
 
     Returns:
         One line for each faulty answer (what was given, what is allowed), then how to go on. Empty when all
@@ -121,8 +124,9 @@ def find_faults(answers: dict[str, str], command: Sequence[str] = ()) -> list[st
             *told,
             f"Nothing was generated. It would be with these answers: {json.dumps(given, ensure_ascii=False)}",
         ]
-    words = [*command, *(f"{key}={value}" for key, value in given.items())]
-    return [*told, f"Nothing was generated. This would be, with answers that can: {shlex.join(words)}"]
+    pairs = [f"{key}={value}" for key, value in given.items()]
+    words = [json.dumps(given, ensure_ascii=False)] if command[-1] == "--extra-context" else pairs
+    return [*told, f"Nothing was generated. This would be, with answers that can: {shlex.join([*command, *words])}"]
 
 
 def shortened(value: str, most: int = 80) -> str:
@@ -137,14 +141,27 @@ def replay(answers: dict[str, str]) -> list[str]:
     return [*command, "--output-dir", answers["_output_dir"]] if answers.get("_output_dir") else command
 
 
+def left_behind(answers: dict[str, str]) -> Path | None:
+    """The empty folder that cookiecutter leaves where a slug has several parts: of `a/b` it removes `b` alone."""
+    output, project = Path(answers.get("_output_dir") or ".").resolve(), Path.cwd()
+    for folder in reversed((output / answers["project_slug"]).parents):
+        if output.is_relative_to(folder.resolve()):
+            continue
+        return None if any(not project.is_relative_to(path) for path in folder.resolve().rglob("*")) else folder
+    return None
+
+
 def main() -> int:
     """Report all faults at once and return the exit status."""
     answers = json.loads(r"""{{ cookiecutter | tojson }}""")
     faults = find_faults(answers, replay(answers))
-    if not faults and (there := [name for name in TREES if Path(name).exists()]):
+    if faults and (folder := left_behind(answers)):
+        faults.append(f"The empty folder {folder} is left: remove it.")
+    if not faults and (there := [name for name in PARTS if Path(name).exists()]):
         faults = [
-            f"error: {Path.cwd()} has {', '.join(there)} already, of which files would be overwritten and removed; "
-            "give another project_slug or --output-dir. A new version of the template: `cruft link`, `cruft update`."
+            f"error: {Path.cwd()} has {', '.join(there)} already: they, or files in them, would be overwritten or "
+            "removed; give another project_slug or --output-dir. A newer version of the template: `cruft update`; "
+            "where the project was made without cruft, `cruft link` comes first, to the commit that it was made with."
         ]
     print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
     return 1 if faults else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "{{cookiecutter.project_slug}}"
+TASKS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]
 
 # Cookiecutter copies whatever lies in the template folder, so no cache may end up there: neither from this
 # process nor from those that it starts.
@@ -43,7 +45,6 @@ CASES = {
     "test_said_once.py::test_wrong_input_is_refused_once": 2,
     "test_tasks.py::test_a_setting_trains_the_digits": 4,
     "test_torchvision_net.py::test_every_classification_net_gives_the_scores_of_the_classes": 4,
-    "test_updates.py::test_an_update_merges": 1,
     "engine/test_ddp_equality.py::test_losses_and_weights_are_those_of_one_process": 4,
     "engine/test_ddp_equality.py::test_processes_with_parts_of_the_weights_compute_the_same": 2,
     "engine/test_failures_of_one.py::test_an_exception_of_one_process_ends_all_with_its_traceback_first": 3,
@@ -155,6 +156,14 @@ def generated(generate: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     return generate(tmp_path_factory.mktemp("generated"))
 
 
+@pytest.fixture(scope="session", params=TASKS)
+def generated_of_task(
+    request: pytest.FixtureRequest, generate: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A project of each task, in a folder of the task's name. Tests share it: leave it as it is."""
+    return generate(tmp_path_factory.mktemp("tasks"), task=request.param, project_slug=request.param)
+
+
 class Outcome(NamedTuple):
     """What a command left behind: its exit code (0 for none), metrics, and both output streams."""
 
@@ -214,6 +223,12 @@ def enter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Path]]:
 def project(generated: Path, tmp_path: Path, enter: Callable[[Path], Path]) -> Path:
     """A generated project of one's own, to add files to; `import main` finds it, and it is the working folder."""
     return enter(Path(shutil.copytree(generated, tmp_path / "project")))
+
+
+@pytest.fixture
+def of_task(generated_of_task: Path, tmp_path: Path, enter: Callable[[Path], Path]) -> Path:
+    """As `project`, of each task."""
+    return enter(Path(shutil.copytree(generated_of_task, tmp_path / generated_of_task.name)))
 
 
 @pytest.fixture

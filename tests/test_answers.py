@@ -19,8 +19,9 @@ import pytest
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
 from cookiecutter.utils import create_env_with_context
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
@@ -44,6 +45,12 @@ ODD_TEXTS = [
     "a" * 100,
     "<!-- hidden",
     "& {braces} 100 % $5 ~^",
+    "```",
+    "# heading",
+    "1. one",
+    "---",
+    "C #",
+    "_a_ My_Project __b__ |c| ~~d~~ ![e]",
 ]
 BAD_TEXTS = [
     "two\nlines",
@@ -81,9 +88,29 @@ BAD_SLUGS += ["con", "NUL", "com1.txt", "torch", "PyTest", "$(x)", "a;b", '"', "
 ANSWERS = st.text(max_size=400) | st.sampled_from([*ODD_TEXTS, *BAD_TEXTS, "x" * 10_000, "é/" * 5_000])
 
 
+# Answers that are allowed, most of them.
+PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=100)
+LIKELY = {key: PRINTABLE for key in ("project_name", "description", "author_name")}
+LIKELY["project_slug"] = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,60}[A-Za-z0-9])?", fullmatch=True)
+
+
 @pytest.fixture(scope="module")
 def hook(load):
     return load("hooks/pre_gen_project.py")
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_odd_text_looks_on_a_page_as_it_was_given(text, generate, tmp_path):
+    project = generate(tmp_path, project_name=text, description=text, project_slug="p")
+    tokens = (
+        MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse((project / "README.md").read_text("utf-8"))
+    )
+    assert [token.type for token in tokens[:6]] == [
+        *("heading_open", "inline", "heading_close", "paragraph_open", "inline", "paragraph_close"),
+    ]
+    for inline in (tokens[1], tokens[4]):
+        assert {part.type for part in inline.children} <= {"text", "text_special"}
+        assert "".join(part.content for part in inline.children) == text
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
@@ -170,24 +197,41 @@ def test_any_answers_are_good_or_come_back_corrected(hook, answers):
         assert all(len(line) < 700 for line in lines[:-1])
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.fixed_dictionaries({key: ANSWERS for key in ("project_name", "description", "author_name")}))
-def test_any_answers_give_a_valid_project_or_a_refusal(hook, load, generate, tmp_path, capfd, answers):
-    folder = tmp_path / "any"
+def check_any_answers(hook, tool, generate, folder, capfd, answers):
+    """Generate a project, or be refused; returns whether there was one, and it is valid."""
     faults = hook.find_faults(GOOD | answers)
+    # Cookiecutter renders answers that are not typed.
+    given_to_it = {key: text.replace("{", "{{ '{' }}") for key, text in (GOOD | answers).items()}
     if faults:
         with pytest.raises(FailedHookException):
-            generate(folder, **GOOD | answers)
+            generate(folder, **given_to_it)
         assert not folder.exists() and capfd.readouterr().err.splitlines()[:-1] == faults[:-1]
-        return
-    project = generate(folder, **GOOD | answers)
+        return False
+    project = generate(folder, **given_to_it)
     metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (metadata["description"], metadata["authors"][0]["name"]) == (answers["description"], answers["author_name"])
     readme = (project / "README.md").read_text(encoding="utf-8")
+    assert html.unescape(readme).startswith(f"# {answers['project_name']}\n\n{answers['description']}\n")
     [entry] = re.findall(r"```bibtex\n(.*?)```", readme, re.DOTALL)
     assert entry.count("{") == entry.count("}") == 3 + 2 * entry.count("{}")
-    assert load("tools/combinations.py").faults(project) == []
+    # Not whether Jinja is left: no answer can leave any, and one may look like it.
+    assert project.name == answers["project_slug"] and tool.unparsed(project) == []
     shutil.rmtree(folder)
+    return True
+
+
+def test_any_answers_give_a_valid_project_or_a_refusal(hook, load, generate, tmp_path, capfd):
+    tool, accepted = load("tools/combinations.py"), []
+
+    @settings(deadline=None, max_examples=25)
+    @given(st.fixed_dictionaries(LIKELY) | st.fixed_dictionaries({key: ANSWERS for key in LIKELY}))
+    @example(dict.fromkeys(LIKELY, "{{ cookiecutter.x }} {% raw %}") | {"project_slug": "a.b_c"})
+    def check(answers):
+        accepted.append(check_any_answers(hook, tool, generate, tmp_path / "any", capfd, answers))
+
+    check()
+    # More than the one example that is given above.
+    assert accepted.count(True) > 1 and accepted.count(False) > 1
 
 
 def test_the_choices_are_those_of_the_questions(hook):
@@ -196,33 +240,70 @@ def test_the_choices_are_those_of_the_questions(hook):
     }
 
 
-def test_command_line_refusal_is_clear(template, user_config, tmp_path):
-    options = ["--no-input", "--config-file", str(user_config), "--output-dir", str(tmp_path / "out")]
-    command = [
-        sys.executable,
-        "-m",
-        "cookiecutter",
-        *options,
-        str(template),
-        "project_slug=a/b",
-        "author_name= ",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.count("error: ") == 2 and "Traceback" not in result.stderr
-    assert not (tmp_path / "out").exists()
-    # The command that it says works as it stands, and where the first was to.
-    pasted = shlex.split(re.search(r"with answers that can: (.*)", result.stderr)[1])
-    assert pasted[:3] == ["python", "-m", "cookiecutter"]
-    again = subprocess.run([sys.executable, *pasted[1:]], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "out" / "a-b" / "main.py").is_file()
+def paste(told, **options):
+    """Run the command that a refusal says, as it stands."""
+    pasted = re.search(r"with answers that can: (.*)", told)[1]
+    again = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, **options)
+    assert again.returncode == 0, (pasted, again.stderr)
+    return pasted
+
+
+SCRIPTS = Path(sys.executable).parent
+OTHER_PATH = os.pathsep.join(path for path in os.get_exec_path() if Path(path) != SCRIPTS)
+OURS_FIRST = f"{SCRIPTS}{os.pathsep}{OTHER_PATH}"
 
 
 @pytest.mark.parametrize(
-    ("key", "answer"), [("project_slug", "con"), ("license", "GPL"), ("task", "segmentation"), ("ci", "Gitea")]
+    ("start", "path", "said"),
+    [
+        ([sys.executable, "-m", "cookiecutter"], OURS_FIRST, [Path(sys.executable).name, "-m", "cookiecutter"]),
+        ([sys.executable, "-m", "cookiecutter"], OTHER_PATH, [sys.executable, "-m", "cookiecutter"]),
+        ([str(SCRIPTS / "cookiecutter")], OURS_FIRST, ["cookiecutter"]),
+        ([str(SCRIPTS / "cookiecutter")], OTHER_PATH, [str(SCRIPTS / "cookiecutter")]),
+    ],
 )
-def test_replayed_answers_are_checked_by_the_hook(key, answer, template, user_config, tmp_path, capfd):
+def test_command_line_refusal_is_clear(start, path, said, template, user_config, tmp_path):
+    # A folder that is named like a question is no answer.
+    options = ["--no-input", "--config-file", str(user_config), "--output-dir", "task"]
+    command = [*start, *options, str(template), "project_slug=a/b", "author_name= "]
+    place = {"cwd": tmp_path, "env": os.environ | {"PATH": path}}
+    result = subprocess.run(command, capture_output=True, text=True, **place)
+    assert result.returncode == 1
+    assert result.stderr.count("error: ") == 2 and "Traceback" not in result.stderr
+    assert not (tmp_path / "task").exists()
+    # The command that it says works as it stands, and where the first was to.
+    assert shlex.split(paste(result.stderr, **place))[: len(said)] == said
+    assert (tmp_path / "task" / "a-b" / "main.py").is_file()
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_a_refusal_under_cruft_is_a_command_of_cruft(as_module, template, user_config, tmp_path):
+    source = shutil.copytree(template, tmp_path / "the source")
+    git = ["git", "-C", str(source), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    start = [sys.executable, "-m", "cruft"] if as_module else [str(SCRIPTS / "cruft")]
+    command = [*start, "create", "-y", str(source), "--extra-context", '{"project_slug": "a/b", "ci": "GitLab"}']
+    place = {"cwd": tmp_path, "env": os.environ | {"PATH": OURS_FIRST, "COOKIECUTTER_CONFIG": str(user_config)}}
+    result = subprocess.run(command, capture_output=True, text=True, **place)
+    assert result.returncode == 1 and result.stderr.count("error: ") == 1 and "Traceback" not in result.stderr
+    assert paste(result.stderr, **place).count("--extra-context") == 1
+    assert (tmp_path / "a-b/.gitlab-ci.yml").is_file() and (tmp_path / "a-b/.cruft.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "left"),
+    [
+        *(("project_slug", "con", None), ("project_slug", "../x", None), ("project_slug", "a/b", "a")),
+        *(
+            ("project_slug", "a/b/c", "a"),
+            ("license", "GPL", None),
+            ("task", "segmentation", None),
+            ("ci", "Gitea", None),
+        ),
+    ],
+)
+def test_replayed_answers_are_checked_by_the_hook(key, answer, left, template, user_config, tmp_path, capfd):
     replay = tmp_path / "replay.json"
     answers = {name: value for name, value in QUESTIONS.items() if name.startswith("_")} | GOOD
     replay.write_text(json.dumps({"cookiecutter": answers | {key: answer}}), encoding="utf-8")
@@ -231,7 +312,10 @@ def test_replayed_answers_are_checked_by_the_hook(key, answer, template, user_co
         cookiecutter(str(template), replay=str(replay), output_dir=str(output), config_file=str(user_config))
     error = capfd.readouterr().err
     assert f"error: {key} is {answer!r}: " in error and f"cookiecutter --no-input {shlex.quote(str(template))}" in error
-    assert f"--output-dir {shlex.quote(str(output))}" in error and not [*output.iterdir()]
+    assert f"--output-dir {shlex.quote(str(output))}" in error
+    # Cookiecutter removes the last folder of the slug alone; of `../x` nothing is left either.
+    assert [*output.iterdir()] == ([output / left] if left else []) and not (tmp_path / "x").exists()
+    assert (f"The empty folder {output / (left or 'a')} is left: remove it." in error) == (left is not None)
 
 
 def write_over(template, user_config, folder, **options):
@@ -248,13 +332,25 @@ def test_a_project_that_is_there_is_not_written_over(generate, template, user_co
     for skip in (False, True):
         with pytest.raises(FailedHookException):
             write_over(template, user_config, tmp_path, skip_if_file_exists=skip)
-        assert "has .github, configs, data, engine, model, tests, utils already" in capfd.readouterr().err
+        there = ".github, Makefile, configs, data, engine, main.py, model, pyproject.toml, slurm.sh, tests, utils"
+        assert f"has {there} already: they, or files in them, would be" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", [".gitlab-ci.yml", "Makefile", "main.py", "pyproject.toml"])
+def test_a_file_that_is_there_is_not_written_over(name, template, user_config, tmp_path, capfd):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(FailedHookException):
+        write_over(template, user_config, tmp_path)
+    assert f"has {name} already" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "p").iterdir()] == [name]
+    assert (tmp_path / "p" / name).read_text(encoding="utf-8") == "mine"
 
 
 def test_a_repository_that_is_empty_takes_a_project(template, user_config, tmp_path):
     """As made on a server, and cloned."""
-    for name in (".git/HEAD", "README.md", "LICENSE"):
+    for name in (".git/HEAD", ".gitignore", "README.md", "LICENSE"):
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "p" / name).write_text("theirs", encoding="utf-8")
     project = Path(write_over(template, user_config, tmp_path))
@@ -286,7 +382,8 @@ def test_a_typed_answer_is_never_run_as_jinja(template, user_config, tmp_path):
     metadata = tomllib.loads((tmp_path / "7-7" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (metadata["description"], metadata["authors"]) == (typed[2], [{"name": typed[3]}])
     assert metadata["license"] == "BSD-3-Clause"
-    assert (tmp_path / "7-7" / "README.md").read_text(encoding="utf-8").startswith("# {{ 7 * 7 }}\n")
+    readme = (tmp_path / "7-7" / "README.md").read_text(encoding="utf-8")
+    assert html.unescape(readme).startswith("# {{ 7 * 7 }}\n")
 
 
 @settings(deadline=None)

@@ -20,6 +20,22 @@ ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
 LANGUAGES = ["ja", "zh-CN", "zh-TW"]
+# Pages whose blocks are run by tests of this file that take a page, by language; and those that another test sees to.
+RUN = {"python": ["README.md", "docs/how-to.md"], "bash": ["README.md", "docs/how-to.md", "docs/scaling-up.md"]}
+ELSEWHERE = {
+    ("docs/tutorial.md", "python"): "test_the_tutorial_from_nothing",
+    ("docs/tutorial.md", "bash"): "test_the_tutorial_from_nothing",
+    ("docs/scaling-up.md", "python"): "tests/test_scaling_up.py",
+    ("docs/coming-from-lightning.md", "python"): "tests/test_exit_to_lightning.py",
+}
+for page, language in (("tutorial", "python"), ("tutorial", "bash"), ("README", "bash")):
+    # A translation has the code of the English page, which is run.
+    ELSEWHERE |= {(f"docs/{name}/{page}.md", language): "test_a_translation_has_the_code" for name in LANGUAGES}
+# What a line of a Dockerfile begins with.
+INSTRUCTIONS = set(
+    "ADD ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL RUN SHELL STOPSIGNAL USER VOLUME".split()
+)
+INSTRUCTIONS |= {"ONBUILD", "WORKDIR"}
 BLOCK = re.compile(r"(?:(?P<before>[^\n]+)\n+)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S)
 # Above a block that cannot be run here: the reason, and which lines that is, by words in them; default: all.
 MARK = re.compile(r"<!-- not run \((?P<reason>[^)]+)\)(?:: (?P<words>.*))? -->")
@@ -105,20 +121,62 @@ def test_every_language_leads_to_the_others(language: str) -> None:
     for page in (folder / "tutorial.md", folder / "README.md" if language else ROOT / "README.md"):
         text = page.read_text(encoding="utf-8")
         assert all(f"{other}/{page.name}" in text for other in LANGUAGES if other != language), page
+        back = "../tutorial.md" if page.stem == "tutorial" else "../../README.md"
+        assert not language or f"[English]({back})" in text, page
+
+
+def check_code(block: Block, name: str, folder: Path) -> None:
+    """Fail unless a block can be read as what it says it is."""
+    assert block.language in ("", "bash", "dockerfile", "python", "yaml"), block
+    if block.language == "python":
+        compile(block.text, name, "exec")
+    elif block.language == "yaml":
+        assert [*yaml.safe_load_all(block.text)]
+    elif block.language == "bash":
+        script = folder / "block.sh"
+        script.write_text(block.text, encoding="utf-8")
+        done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+        assert done.returncode == 0, (block.text, done.stderr)
+    elif block.language == "dockerfile":
+        lines = [line.split() for line in commands(block)]
+        assert lines and all(words[0] in INSTRUCTIONS and words[1:] for words in lines), block
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_code_is_code(page: Path, tmp_path: Path) -> None:
-    for block in blocks(page):
-        if block.language == "python":
-            compile(block.text, name_of(page), "exec")
-        elif block.language == "yaml":
-            assert [*yaml.safe_load_all(block.text)]
-        elif block.language == "bash":
-            script = tmp_path / "block.sh"
-            script.write_text(block.text, encoding="utf-8")
-            done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
-            assert done.returncode == 0, (block.text, done.stderr)
+    found = blocks(page)
+    # Each fence opens or closes a block that was found.
+    assert len(re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.M)) == 2 * len(found)
+    for block in found:
+        check_code(block, name_of(page), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("ruby", "puts 1"),
+        ("python", "if"),
+        ("yaml", "a: ["),
+        ("bash", "if"),
+        ("dockerfile", "FORM x"),
+        ("dockerfile", "RUN"),
+    ],
+)
+def test_what_is_not_code_is_found(language: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, SyntaxError, yaml.YAMLError)):
+        check_code(Block(language, f"{text}\n", (), None), "page.md", tmp_path)
+
+
+def test_every_block_is_run_by_some_test() -> None:
+    """Or marked, with a reason."""
+    there = {
+        (name_of(page), block.language)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language in RUN and block.skipped is not None
+    }
+    seen_to = {(page, language) for language, pages in RUN.items() for page in pages} | ELSEWHERE.keys()
+    assert there - seen_to == set() and seen_to - there == set()
 
 
 def understood(block: Block) -> list[list[str]]:
@@ -188,7 +246,7 @@ def test_python_of_pages_runs(prepared: Path, monkeypatch: pytest.MonkeyPatch) -
     short |= {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = engine.Trainer
     seen = []
-    for page in ("README.md", "docs/how-to.md"):
+    for page in RUN["python"]:
         for block in (block for block in blocks(ROOT / page) if block.language == "python"):
             data, model = DInterface(), MInterface()
             names = {"nn": torch.nn, "model": model, "data": data, "engine": engine}
@@ -219,6 +277,18 @@ def test_the_engine_page_names_files_that_there_are() -> None:
     named = set(re.findall(r"\b(\w+\.py)\b", text)) - {"main.py"}
     assert len(named) > 25
     assert [name for name in sorted(named) if not (TEMPLATE / "engine" / name).is_file()] == []
+
+
+def test_the_drawing_of_the_engine_names_functions_where_they_are() -> None:
+    text = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+    drawing = text[text.index("```") : text.index("```\n\n")]
+    drawn = re.findall(r"^[^\w\n]*(?:trainer\.)?([\w.]+)(?:\([^)\n]*\))? {2,}(\w+\.py)", drawing, re.M)
+    assert len(drawn) == 5, drawn
+    for name, file in drawn:
+        code = (TEMPLATE / "engine" / file).read_text(encoding="utf-8")
+        for owner, defined in zip(["", *name.split(".")], name.split("."), strict=False):
+            code = code[code.index(f"class {owner}") :] if owner else code
+            assert re.search(rf"^ *(?:def|class) {defined}\b", code, re.M), (name, file)
 
 
 def test_a_block_is_read_as_it_stands(tmp_path: Path) -> None:
@@ -269,7 +339,7 @@ def test_the_tutorial_from_nothing(template: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to.md", "docs/scaling-up.md"])
+@pytest.mark.parametrize("page", RUN["bash"])
 def test_commands_of_a_page_run(page: str, prepared: Path) -> None:
     python = Path(sys.executable)
     environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}

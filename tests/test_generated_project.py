@@ -45,24 +45,28 @@ def tree_of(readme):
     return paths
 
 
-def test_the_tree_in_the_readme_names_only_what_exists(project):
+def test_the_tree_in_the_readme_names_only_what_exists(generated_of_task):
+    project = generated_of_task
     paths = tree_of((project / "README.md").read_text(encoding="utf-8"))
     assert len(paths) > 10
     assert [path for path in paths if not (project / path).exists()] == []
 
 
-def test_the_tree_in_the_readme_names_every_folder(project):
+def test_the_tree_in_the_readme_names_every_folder(generated_of_task):
+    project = generated_of_task
     named = tree_of((project / "README.md").read_text(encoding="utf-8"))
     visible = [path.name for path in project.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))]
     assert {f"{name}/" for name in visible} - {"logs/"} <= set(named)
 
 
-def test_the_make_targets_in_the_readme_exist(project):
+def test_the_make_targets_in_the_readme_exist(generated_of_task):
+    project = generated_of_task
     makefile = (project / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make (train|test|lint)", (project / "README.md").read_text(encoding="utf-8")):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-def test_links_in_the_readme_lead_to_files(project):
+def test_links_in_the_readme_lead_to_files(generated_of_task):
+    project = generated_of_task
     for target in re.findall(r"\]\(([^)]+)\)", (project / "README.md").read_text(encoding="utf-8")):
         assert target.startswith("https://") or (project / target).is_file(), target

@@ -89,9 +89,8 @@ def imported(project: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("task", OF_TASK)
-def test_nothing_is_left_dead(task: str, generate: Callable, tmp_path: Path) -> None:
-    project = generate(tmp_path, task=task)
+def test_nothing_is_left_dead(generated_of_task: Path, load: Callable) -> None:
+    project = generated_of_task
     used, modules = imported(project), [path.relative_to(project) for path in (project / "utils").rglob("*.py")]
     names = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in modules}
     assert names - used - {"utils"} == set()
@@ -99,6 +98,26 @@ def test_nothing_is_left_dead(task: str, generate: Callable, tmp_path: Path) -> 
     for name in ("folder_data", "csv_data", "torchvision_data", "torchvision_net", "mlp", "digits"):
         is_there = bool([*project.glob(f"*/{name}.*")])
         assert (name in readme) == is_there, name
+    examples = load(project / "tests/examples.py")
+    assert [
+        name for name in examples.FLAGS if not [*project.glob(f"model/{name}.py"), *project.glob(f"data/{name}.py")]
+    ] == []
+
+
+def test_no_code_names_a_module_that_its_task_does_without(generated_of_task: Path, load: Callable) -> None:
+    project = generated_of_task
+    without = [Path(name) for name in load("hooks/post_gen_project.py").WITHOUT[project.name]]
+    # What lies in utils/ goes by its path: `augmentation` is a word of its own.
+    modules = {path.stem for path in without if path.suffix == ".py" and path.parts[0] != "utils"}
+    modules |= {"".join(part.title() for part in name.split("_")) for name in modules}
+    modules |= {rf"utils[./]{path.stem}" for path in without if path.parts[0] == "utils"}
+    assert bool(modules) == (project.name != "image_classification")
+    files = [path for path in project.rglob("*.py") if path.relative_to(project).parts[0] != "engine"]
+    assert len(files) > 30
+    named = {
+        path.name: re.findall(rf"\b(?:{'|'.join(modules)})\b", path.read_text("utf-8")) for path in files if modules
+    }
+    assert {name: found for name, found in named.items() if found} == {}
 
 
 @pytest.mark.parametrize("license", ["MIT", "Proprietary"])
@@ -119,13 +138,7 @@ def test_ci_runs_commands_that_exist(ci: str, generate: Callable, tmp_path: Path
     assert all(f"\n{command.split()[1]}:" in makefile for command in commands)
 
 
-@pytest.fixture
-def of_task(request: pytest.FixtureRequest, generate: Callable, tmp_path: Path, enter: Callable[[Path], Path]) -> Path:
-    """A project for a task; `import main` finds it, and it is the working folder."""
-    return enter(generate(tmp_path, task=request.param, project_slug=request.param))
-
-
-@pytest.mark.parametrize("of_task", TASKS, indirect=True)
+@pytest.mark.parametrize("generated_of_task", TASKS, indirect=True)
 def test_a_task_trains_goes_on_is_tested_and_predicts(of_task: Path) -> None:
     main = importlib.import_module("main").main
     quiet = ["--enable_progress_bar", "false", "--enable_model_summary", "false", "--report", "false"]
@@ -142,7 +155,7 @@ def test_a_task_trains_goes_on_is_tested_and_predicts(of_task: Path) -> None:
     assert (folder / "predictions.csv").stat().st_size > 500
 
 
-@pytest.mark.parametrize("of_task", ["language_model"], indirect=True)
+@pytest.mark.parametrize("generated_of_task", ["language_model"], indirect=True)
 def test_a_text_is_read_to_its_end_and_faults_are_one_line(of_task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = importlib.import_module("main").main
     main([*SHORT, "--report", "false"])
@@ -166,32 +179,13 @@ def test_a_text_is_read_to_its_end_and_faults_are_one_line(of_task: Path, capsys
 SCORES = {"tabular_regression": ("test_r2", 0.4, ()), "language_model": ("test_acc", 0.22, ("--max_epochs", "3"))}
 
 
-@pytest.mark.parametrize("of_task", TASKS, indirect=True)
+@pytest.mark.parametrize("generated_of_task", TASKS, indirect=True)
 def test_a_task_is_learned(of_task: Path) -> None:
     metric, least, words = SCORES[of_task.name]
     main = importlib.import_module("main").main
     assert main(["--report", "false", "--enable_progress_bar", "false", *words])[metric] > least
 
 
-@pytest.mark.parametrize("of_task", TASKS, indirect=True)
-def test_commands_of_a_readme_are_understood(of_task: Path) -> None:
-    for name in ("day", "night", "rain", "my_data"):
-        text = (of_task / "data/standard_data.py").read_text(encoding="utf-8")
-        (of_task / "data" / f"{name}.py").write_text(text.replace("StandardData", name.title().replace("_", "")))
-    net = (of_task / "model/standard_net.py").read_text(encoding="utf-8").replace("StandardNet", "MyNet")
-    (of_task / "model/my_net.py").write_text(net)
-    main, parse = importlib.import_module("main"), importlib.import_module("utils.arguments").parse
-    main.main([*SHORT, "--report", "false"])
-    shutil.copy("logs/standard_net/version_0/checkpoints/best.ckpt", "net.ckpt")
-    readme = (of_task / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"python main\.py((?: [^\n`#|]+)?)", readme)
-    assert len(commands) >= 20
-    for words in (command.split() for command in commands if "--help" not in command):
-        parse(words, (main.DInterface, main.MInterface))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("of_task", OF_TASK, indirect=True)
 def test_code_of_a_readme_runs(of_task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those blocks that stand apart: how a batch is read at once, and how exported files are used."""
     main = importlib.import_module("main").main
@@ -216,7 +210,7 @@ def test_code_of_a_readme_runs(of_task: Path, monkeypatch: pytest.MonkeyPatch) -
         assert len(names.get("probabilities", names.get("values"))) == 2 and names["about"]
 
 
-@pytest.mark.parametrize("of_task", TASKS, indirect=True)
+@pytest.mark.parametrize("generated_of_task", TASKS, indirect=True)
 def test_a_task_passes_the_linter(of_task: Path) -> None:
     for command in (["check", "."], ["format", "--check", "."]):
         done = subprocess.run([sys.executable, "-m", "ruff", *command], capture_output=True, text=True)

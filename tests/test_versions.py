@@ -16,18 +16,21 @@ ROOT = Path(__file__).parents[1]
 
 
 def pythons() -> dict[str, str]:
-    """The newest executable of each minor version from the oldest that is claimed, of those on the PATH or pyenv's."""
+    """The newest executable of each minor version that is claimed, newest first: of this, the PATH and pyenv."""
     settings = tomllib.loads((ROOT / "{{cookiecutter.project_slug}}/pyproject.toml").read_text(encoding="utf-8"))
     oldest = int(settings["project"]["requires-python"].removeprefix(">=3."))
     own = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3")
     listed = [shutil.which(f"python3.{minor}") for minor in range(oldest, oldest + 10)]
-    found: dict[str, str] = {f"3.{sys.version_info.minor}": sys.executable}
-    for python in sorted([*filter(None, listed), *map(str, own)]):
+    found: list[tuple[tuple[int, int], str]] = []
+    for python in [sys.executable, *filter(None, listed), *map(str, own)]:
         told = subprocess.run([python, "--version"], capture_output=True, text=True)
-        version = re.match(r"Python (3\.(\d+))", told.stdout)
-        if told.returncode == 0 and version is not None and int(version[2]) >= oldest:
-            found.setdefault(version[1], python)
-    return found
+        version = re.match(r"Python 3\.(\d+)\.(\d+)", told.stdout)
+        if told.returncode == 0 and version is not None and int(version[1]) >= oldest:
+            found.append(((int(version[1]), int(version[2])), python))
+    newest: dict[str, str] = {}
+    for (minor, _), python in sorted(found, key=lambda pair: pair[0], reverse=True):
+        newest.setdefault(f"3.{minor}", python)
+    return newest
 
 
 def test_this_python_is_among_them() -> None:

@@ -55,14 +55,26 @@ def combinations(template: Path = ROOT) -> Iterator[dict[str, str]]:
         yield dict(zip(asked, answers, strict=True))
 
 
-def faults(project: Path) -> list[str]:
-    """What is wrong with the files of a project: Jinja that is left, or a file that cannot be parsed."""
-    found = []
+def files_of(project: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a project that hold text, and their texts."""
     for path in sorted(path for path in project.rglob("*") if path.is_file() and path.suffix != ".npz"):
-        text = path.read_text(encoding="utf-8")
-        # Python is not rendered, and free to use doubled braces in an f-string.
-        if "cookiecutter." in text or (path.suffix != ".py" and re.search(r"\{\{|\{%", text)):
-            found.append(f"{path.name}: Jinja is left")
+        yield path, path.read_text(encoding="utf-8")
+
+
+def unrendered(project: Path) -> list[str]:
+    """Files of a project in which Jinja is left."""
+    # Python is not rendered, and free to use doubled braces in an f-string.
+    return [
+        f"{path.name}: Jinja is left"
+        for path, text in files_of(project)
+        if "cookiecutter." in text or (path.suffix != ".py" and re.search(r"\{\{|\{%", text))
+    ]
+
+
+def unparsed(project: Path) -> list[str]:
+    """Files of a project that cannot be parsed, and why."""
+    found = []
+    for path, text in files_of(project):
         try:
             if path.suffix == ".toml":
                 tomllib.loads(text)
@@ -75,6 +87,11 @@ def faults(project: Path) -> list[str]:
         except (ValueError, SyntaxError, yaml.YAMLError) as error:
             found.append(f"{path.name}: {error}")
     return found
+
+
+def faults(project: Path) -> list[str]:
+    """What is wrong with the files of a project: Jinja that is left, or a file that cannot be parsed."""
+    return [*unrendered(project), *unparsed(project)]
 
 
 def code_of(project: Path) -> str:

@@ -34,7 +34,7 @@ LAYERS = [
     {"loops"},
     {
         *("callbacks.checkpoint", "callbacks.early_stopping", "callbacks.gradient_accumulation_scheduler"),
-        *("callbacks.lambda_function", "callbacks.learning_rate_monitor", "callbacks.prediction_writer"),
+        *("callbacks.learning_rate_monitor", "callbacks.prediction_writer"),
         *("callbacks.progress", "callbacks.terminal", "callbacks.timer", "callbacks.weight_averaging"),
     },
     {"callbacks.model_checkpoint", "callbacks.learning_rate_finder", "callbacks.stochastic_weight_avg"},

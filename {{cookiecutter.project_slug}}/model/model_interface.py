@@ -45,7 +45,7 @@ class MInterface(engine.Module):
         monitor: Logged value that decides which checkpoint is best (and what plateau watches).
         monitor_mode: Whether less or more of it is better. Default: known of losses and metrics by their names.
         freeze: Parts of the net to leave as they are: prefixes of parameter names; or all_but and the parts to train.
-        pretrained: Weights to start from: a checkpoint, a file; for torchvision_net also DEFAULT (downloads).
+        pretrained: Weights to start from: a checkpoint, a file; for nets of a library also DEFAULT (downloads).
         compile: Compile the net, which takes a while at the start; checkpoints stay the same.
         channels_last: Keep the channels of a pixel side by side in memory, which convolutions on GPUs are faster with.
         model: Arguments of the net.

@@ -28,7 +28,7 @@ def load_pretrained(net: Any, source: str) -> list[str]:
     Args:
         net: The net.
         source: A checkpoint of a run, or a file with a state dict; for a net with a method `pretrained_weights`
-            (torchvision_net) also a name that this method knows.
+            also a name that this method knows.
 
     Returns:
         Names of the net's weights that stay as they are.

@@ -27,7 +27,15 @@ def describe_reading(size: int, grayscale: bool) -> dict[str, Any]:
 
 
 def read_picture(file: Path, size: int, grayscale: bool, augment: bool, flip: bool) -> Tensor:
-    """A picture as float32 of shape (channels, size, size) from 0 to 1; see FolderData for the arguments."""
+    """A picture as float32 of shape (channels, size, size) from 0 to 1.
+
+    Args:
+        file: The picture.
+        size: Height and width: the shorter side is resized to it, the longer one cropped.
+        grayscale: Read one channel instead of three.
+        augment: Crop at random, after padding by an eighth.
+        flip: Also mirror at random.
+    """
     from torchvision.transforms import v2
 
     image = v2.functional.resize(_decode(file, size, grayscale), [size])

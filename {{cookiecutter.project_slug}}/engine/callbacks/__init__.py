@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from engine.callback import Callback
 from engine.callbacks.checkpoint import Checkpoint, OnExceptionCheckpoint
 from engine.callbacks.checkpoint_search import find_checkpoint
 from engine.callbacks.early_stopping import EarlyStopping
 from engine.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
-from engine.callbacks.lambda_function import LambdaCallback
 from engine.callbacks.learning_rate_finder import LearningRateFinder
 from engine.callbacks.learning_rate_monitor import LearningRateMonitor
 from engine.callbacks.model_checkpoint import ModelCheckpoint
@@ -28,6 +29,23 @@ __all__ += ["GradientAccumulationScheduler", "LambdaCallback", "LearningRateFind
 __all__ += ["ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary"]
 __all__ += ["RichProgressBar", "StochasticWeightAveraging", "TQDMProgressBar", "Timer", "WeightAveraging"]
 __all__ += ["find_checkpoint", "print_results", "with_defaults"]
+
+
+class LambdaCallback(Callback):
+    """Calls functions as hooks: `LambdaCallback(on_train_end=lambda trainer, pl_module: ...)`.
+
+    Args:
+        **hooks: Functions by the name of the hook, with its arguments but `self`; None for none.
+    """
+
+    def __init__(self, **hooks: Callable[..., Any] | None) -> None:
+        known = [name for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown")]
+        for name, function in hooks.items():
+            if name not in known:
+                nearest = " or ".join(difflib.get_close_matches(name, known, 1)) or f"one of {', '.join(known)}"
+                raise MisconfigurationException(f"LambdaCallback({name}=...): there is no such hook; give {nearest}")
+            if function is not None:
+                setattr(self, name, function)
 
 
 def with_defaults(
