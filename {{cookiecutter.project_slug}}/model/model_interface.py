@@ -188,9 +188,7 @@ class MInterface(engine.Module):
         chosen: Any = self.set_metrics[key]
         with explain("a metric", outputs=outputs, targets=targets):
             chosen.update(self.scale.restore(outputs), targets)
-        # Those that share their states go on sharing them: copies would be made of all that was seen, in every batch.
-        shared = chosen.items(copy_state=False)
-        for own, (name, metric) in zip(chosen.keys(keep_base=True), shared, strict=True):
+        for own, (name, metric) in zip(chosen.keys(keep_base=True), chosen.items(copy_state=False), strict=True):
             self.log(name, metric, prog_bar=name.endswith("_acc"), metric_attribute=f"set_metrics.{key}.{own}")
         return {"outputs": outputs, "targets": targets}
 
