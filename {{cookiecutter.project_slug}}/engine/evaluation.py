@@ -182,8 +182,6 @@ def to_device(t: Trainer, batch: Any, dataloader_idx: int) -> Any:
 
 def copy_beside(batch: Any, device: torch.device, stream: torch.cuda.Stream) -> Any:
     """The same structure with every tensor on a GPU, plain tensors copied on a stream of their own."""
-    if type(batch) in (list, tuple) and all(type(part) is torch.Tensor and part.device == device for part in batch):
-        return type(batch)(batch)
     computing = torch.cuda.current_stream(device)
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
