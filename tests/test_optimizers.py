@@ -57,9 +57,9 @@ def test_every_optimizer_of_torch_trains_or_says_in_one_line_why_not(name: str) 
 
 def test_lbfgs_learns_from_two_steps(run: Callable) -> None:
     words = ("--optimizer", "LBFGS", "--weight_decay", "0", "--lr", "1", "--lr_schedule", "constant")
-    words += ("--max_epochs", "1", "--limit_train_batches", "2", "--batch_size", "256", "--model.width", "8")
-    # After two steps AdamW and SGD are at chance still, 0.10; LBFGS lies between 0.27 and 0.65, by seed and machine.
-    assert run(*words).metrics["test_acc"] > 0.2
+    words += ("--max_epochs", "1", "--limit_train_batches", "2", "--batch_size", "256", "--model.width", "16")
+    # Others are at chance then, 0.10. A width of 8 would be too near to the bound for what machines round differently.
+    assert run(*words).metrics["test_acc"] > 0.5
 
 
 @pytest.mark.parametrize(
