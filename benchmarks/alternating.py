@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from torch.utils.data import DataLoader
+from collections.abc import Callable
 
 
-class Turns:
+class Alternation:
     """Runs a block by hand before each block of the Trainer, so that the same moods of a machine meet both.
 
     Args:
@@ -42,8 +39,3 @@ class Turns:
         self.by_hand()
         self._hand = self.clock() - begin
         self._begin = self.clock()
-
-
-def in_memory(batches: Sequence[Any], **options: Any) -> DataLoader[Any]:
-    """A loader as users have it, of batches that are ready."""
-    return DataLoader(batches, batch_size=None, **options)  # type: ignore[arg-type]

@@ -1,11 +1,14 @@
 """A process in which one contender does its work, block by block, whenever it is told to.
 
-`turns.py` starts it, and talks to it over a socket.
+Before each block the loop written by hand does one of its own, in the same process, with a net of its own: what makes
+a process slow for as long as it lives, such as where its memory lies, makes both slow. `turns.py` starts it, and talks
+to it over a socket.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -21,6 +24,7 @@ from typing import Any
 
 import torch
 import work
+from contenders import bare
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -29,24 +33,43 @@ class Turn:
 
     Args:
         descriptor: The socket.
+        blocks: How many blocks there are.
         counted: Number of the block of which Python calls are counted instead of time; None to count none.
+
+    Attributes:
+        by_hand: Does a block of the loop written by hand.
+        is_by_hand: Whether it does so now.
     """
 
-    def __init__(self, descriptor: int, counted: int | None = None) -> None:
+    def __init__(self, descriptor: int, blocks: int, counted: int | None = None) -> None:
         self.line = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
-        self.counted, self.blocks, self.begin = counted, -1, 0.0
+        self.left, self.blocks, self.counted = blocks, -1, counted
         self.counter = CallCounter()
+        self.is_by_hand, self.hand = False, (0.0, 0.0)
+        self.begin = time.process_time(), time.perf_counter()
+
+    def by_hand(self) -> None:
+        """Nothing, where nothing is compared."""
 
     def border(self) -> None:
-        """Tell what the block that is over has cost, and wait for the next turn."""
+        """Tell what the block that is over has cost, wait for the next turn, and do a block by hand."""
         sys.setprofile(None)
-        # CPU time is of all threads since the start, so that what is done behind the loop's back counts, too.
-        lap = {"cpu": time.process_time(), "wall": time.perf_counter() - self.begin}
-        self.tell(lap)
+        # CPU time is of all threads, so that what a contender does behind its loop's back counts, too: also while the
+        # loop by hand runs, which has one thread.
+        cpu, wall = time.process_time() - self.begin[0], time.perf_counter() - self.begin[1]
+        hand = dict(zip(("hand_cpu", "hand_wall"), self.hand, strict=True))
+        self.tell({"cpu": cpu - self.hand[0], "wall": wall - self.hand[1], **hand})
         if not self.line.readline():
             os._exit(1)  # nobody is there any more
         self.blocks += 1
-        self.begin = time.perf_counter()
+        self.begin = time.process_time(), time.perf_counter()
+        if self.blocks < self.left:
+            begin = time.thread_time(), time.perf_counter()
+            self.is_by_hand = True
+            with torch.enable_grad():
+                self.by_hand()
+            self.is_by_hand = False
+            self.hand = time.thread_time() - begin[0], time.perf_counter() - begin[1]
         if self.blocks == self.counted:
             sys.setprofile(self.counter)
 
@@ -91,12 +114,15 @@ class CallCounter:
 def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
     """Train on batches in memory."""
     task = work.TASKS[options.task]
-    size = options.steps
-    batches = work.Blocks(work.digits(size), options.blocks, turn.border)
+    size, ready = options.steps, work.digits(options.steps)
+    batches = work.Blocks(ready, options.blocks, turn.border)
     # Where calls are counted, no block has a checkpoint.
     save_every = size if options.counted is None else len(batches.loader) + 1
     chosen = work.make_work(task, batches.loader, options.folder, options.realistic, save_every, options.variant)
     batches.watch(chosen.net)
+    net = work.make_work(task, ready, options.folder).net
+    loader = work.in_memory(ready)
+    turn.by_hand = functools.partial(bare.steps, net, task.optimizer(net.parameters()), loader)
     module.train(chosen)
     sys.setprofile(None)
     weights = torch.cat([p.detach().flatten() for p in chosen.net.parameters()])
@@ -109,27 +135,30 @@ def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[s
     import epochs
     from model.standard_net import StandardNet
 
-    done = watch(StandardNet)
-    task = epochs.make_epochs(
-        options.task, options.blocks, options.folder, turn.border, options.samples, options.variant
-    )
+    done = watch(StandardNet, turn)
+    what = (options.task, options.blocks, options.folder)
+    task = epochs.make_epochs(*what, turn.border, options.samples, options.variant)
+    other = epochs.make_epochs(*what, lambda: None, options.samples)
+    optimizer = other.optimizer(other.net.parameters())
+    turn.by_hand = functools.partial(bare.epoch, other.net, optimizer, other.train, other.val)
     accuracy = module.epochs(task)
     turn.border()
     return {**done, "accuracy": accuracy}
 
 
-def watch(net: type[torch.nn.Module]) -> Counter[str]:
-    """Count optimizer steps, and samples that nets of a class see in training and in evaluation."""
+def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
+    """Count a contender's optimizer steps, and samples that its nets of a class see in training and in evaluation."""
     done: Counter[str] = Counter()
     forward = net.forward
 
     def count_samples(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-        done["trained" if self.training else "validated"] += len(images)
+        done["trained" if self.training else "validated"] += 0 if turn.is_by_hand else len(images)
         return forward(self, images)
 
     def count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         # A project tries its optimizer on a parameter of its own.
-        done["steps"] += sum(len(group["params"]) for group in optimizer.param_groups) > 1
+        is_real = sum(len(group["params"]) for group in optimizer.param_groups) > 1
+        done["steps"] += is_real and not turn.is_by_hand
 
     net.forward = count_samples
     register_optimizer_step_post_hook(count_steps)
@@ -164,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    turn = Turn(options.descriptor, options.counted)
+    turn = Turn(options.descriptor, options.blocks, options.counted)
     end = KINDS[options.kind](importlib.import_module(options.module), options, turn)
     turn.tell({"end": end})
 

@@ -29,21 +29,21 @@ from torch.utils.data import DistributedSampler
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
 import engine
-from alternating import Turns, in_memory
+from alternating import Alternation
 from engine.loggers import CSVLogger
 from model.standard_net import StandardNet
 from tables import Goal, Table, ratio_cells, record
+from work import Batch, in_memory, tiny
 
 # A block is what is run in one turn, and every how many steps is logged: the Trainer's default.
 PROCESSES, BLOCK = 2, 50
 GOAL = 1.03
-Batch = tuple[Tensor, Tensor]
 
 
 class Training(engine.Module):
     """A classification, as one writes it for the Trainer."""
 
-    def __init__(self, net: nn.Module, turns: Turns, logs: bool) -> None:
+    def __init__(self, net: nn.Module, turns: Alternation, logs: bool) -> None:
         super().__init__()
         self.net, self.turns, self.logs = net, turns, logs
 
@@ -90,7 +90,7 @@ def race(make: Callable[[], nn.Module], batches: list[Batch], logs: bool, blocks
     # A sampler gives each process every second of these: all batches, in order.
     batches = [batch for batch in batches for _ in range(PROCESSES)]
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "by_hand.csv"), "w", newline="") as file:
-        turns = Turns(hand_written(make(), batches, logs, file), BLOCK, time.perf_counter)
+        turns = Alternation(hand_written(make(), batches, logs, file), BLOCK, time.perf_counter)
         trainer = engine.Trainer(
             accelerator="cpu",
             logger=CSVLogger(folder) if logs else False,
@@ -103,11 +103,6 @@ def race(make: Callable[[], nn.Module], batches: list[Batch], logs: bool, blocks
         trainer.fit(Training(make(), turns, logs), in_memory(batches * (blocks + 2)))
     # The first block warms up, and the last has no border behind it.
     return turns.laps[1:]
-
-
-def tiny() -> nn.Module:
-    """A net whose step is nearly all overhead: the worst case."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 def standard() -> nn.Module:

@@ -26,11 +26,12 @@ from torchvision.models import resnet50
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
 import engine
-from alternating import Turns, in_memory
-from ddp import GOAL, Batch
+from alternating import Alternation
+from ddp import GOAL
 from model.standard_net import StandardNet
 from tables import Goal, Table, ratio_cells, record
 from utils.acceleration import accelerate
+from work import Batch, in_memory
 
 FORMATS = {"TF32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 DTYPES = {"TF32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -252,7 +253,7 @@ class Race:
             for batch in loader:
                 step(batch)
 
-        turns = Turns(block, len(self.batches), self.clock)
+        turns = Alternation(block, len(self.batches), self.clock)
         self.by_trainer(self.batches * (blocks + 2), turns.tick)
         # The first block warms up, and the last has no border behind it.
         laps = turns.laps[1:]

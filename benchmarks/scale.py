@@ -24,10 +24,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
 import engine
-from alternating import Turns, in_memory
+from alternating import Alternation
 from engine.loggers import CSVLogger
 from tables import Goal, Table, ratio_cells, record
-from work import Batch, sgd, tiny
+from work import Batch, in_memory, sgd, tiny
 
 QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 LOG_EVERY = 50
@@ -40,7 +40,7 @@ class Nothing(engine.Callback):
 class Training(engine.Module):
     """A classification that logs some values of each step, and validates on some sets."""
 
-    def __init__(self, net: nn.Module, turns: Turns, names: list[str]) -> None:
+    def __init__(self, net: nn.Module, turns: Alternation, names: list[str]) -> None:
         super().__init__()
         self.net, self.turns, self.names = net, turns, names
 
@@ -148,7 +148,7 @@ def race(
     blocks = 1 if sets else per_epoch or rounds + 2
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "by_hand.csv"), "w", newline="") as file:
         names = names_of(values)
-        turns = Turns(ByHand(net(), batches, held_out, names, file).block, steps)
+        turns = Alternation(ByHand(net(), batches, held_out, names, file).block, steps)
         trainer = engine.Trainer(
             accelerator="cpu",
             logger=CSVLogger(folder) if values else False,
@@ -222,7 +222,7 @@ def memory(steps: int) -> Table:
     # To look leaves something behind, too, the first time.
     looks = Memory(warm // 2, warm, warm + steps)
     # One block, since blocks leave their times behind.
-    endless = Turns(lambda: None, warm + steps)
+    endless = Alternation(lambda: None, warm + steps)
     with tempfile.TemporaryDirectory() as folder:
         logger: Any = CSVLogger(folder)
         trainer = engine.Trainer(accelerator="cpu", logger=logger, callbacks=[looks], max_epochs=1, **QUIET)

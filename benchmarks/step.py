@@ -1,6 +1,7 @@
 """What a training step costs, by hand, under this Trainer, and under the peers: CPU time, Python calls, frames.
 
 All train the same net from the same weights on the same batches, which lie in memory, on one thread, and take turns.
+In each process the loop by hand takes turns with the contender, and a ratio is to that loop.
 Quietly, and with what one wants to see of a run: a bar with the loss, TensorBoard every 50 steps, checkpoints.
 """
 
@@ -36,12 +37,12 @@ class Race(NamedTuple):
     steps: int
 
 
-# By task and mode. Few rounds of many launches: one process may be slower than another by half for all its life.
+# By task and mode. Blocks are long enough for caches, which are cold when a process goes on, not to count.
 RACES = {
-    ("tiny", "quiet"): Race(1.05, 4, 15, 120),
-    ("tiny", "realistic"): Race(1.10, 4, 4, 2000),
-    ("standard_net", "quiet"): Race(1.02, 4, 15, 10),
-    ("standard_net", "realistic"): Race(1.02, 4, 4, 60),
+    ("tiny", "quiet"): Race(1.05, 3, 10, 600),
+    ("tiny", "realistic"): Race(1.10, 3, 5, 2000),
+    ("standard_net", "quiet"): Race(1.02, 3, 8, 40),
+    ("standard_net", "realistic"): Race(1.02, 3, 5, 60),
 }
 BESIDE = {
     "quiet": "nothing beside the training",
@@ -100,40 +101,33 @@ def table(task: str, mode: str, chosen: Sequence[Contender], length: Race, count
     about = TASKS[task].about
     title = f"{mode} step of {task} ({about}), batches of {BATCH_SIZE}: {BESIDE[mode]}"
     note = f"CPU time, medians of {launches} launches of {rounds} rounds of {size} steps; "
-    note += f"ratios are to the {BARE} of the same round."
+    note += "ratios are to the loop by hand, which takes turns with each contender within its process."
     if mode == "realistic":
         note += f" A checkpoint every {size} steps. “{BARE}, realistic”: the same with tqdm, SummaryWriter, torch.save."
     result = Table(title, "contender", note, f"step/{task}/{mode}")
     words = ["--blocks", str(rounds + 1), "--steps", str(size)]
     counted = counts(task, mode, chosen) if counting else {}
     racing = race_anew(entries(task, mode, chosen, words), "steps", rounds, launches, check_same_work)
-    ratios = {racer.name: against(racer, racing[0]) for racer in racing}
     for racer in racing:
-        cost = statistics.median(lap.cpu for lap in racer.laps) / size * 1e6
-        cells = {"µs a step": f"{cost:,.0f}", **ratio_cells(ratios[racer.name])}
+        cost, _, by_hand, _ = (statistics.median(column) / size * 1e6 for column in zip(*racer.laps, strict=True))
+        ratios = [lap.ratio("cpu") for lap in racer.laps]
+        cells = {"µs a step": f"{cost:,.0f}", "by hand": f"{by_hand:,.0f}", **ratio_cells(ratios)}
         if racer.name in counted:
             cells |= {"calls": f"{counted[racer.name].calls:,.0f}", "frames": str(counted[racer.name].frames)}
         limit = Goal(goal) if racer.name == OURS else None
-        result.add(racer.name, cells, round(statistics.median(ratios[racer.name]), 3), limit)
-    add_fastest_peer(result, racing, ratios)
+        result.add(racer.name, cells, round(statistics.median(ratios), 3), limit)
+    add_fastest_peer(result, racing, "cpu")
     return result
 
 
-def against(racer: Racer, other: Racer, clock: str = "cpu") -> list[float]:
-    """Ratios of a time, "cpu" or "wall", round by round."""
-    return [getattr(lap, clock) / getattr(by, clock) for lap, by in zip(racer.laps, other.laps, strict=True)]
-
-
-def add_fastest_peer(
-    result: Table, racing: Sequence[Racer], ratios: dict[str, list[float]], clock: str = "cpu"
-) -> None:
-    """A line that compares this Trainer with the fastest peer; none without peers."""
+def add_fastest_peer(result: Table, racing: Sequence[Racer], clock: str) -> None:
+    """A line that compares this Trainer's ratio with that of the fastest peer; none without peers."""
     peers = [racer for racer in racing if racer.name in PEERS]
     ours = next((racer for racer in racing if racer.name == OURS), None)
     if not peers or ours is None:
         return
-    fastest = min(peers, key=lambda racer: statistics.median(ratios[racer.name]))
-    compared = against(ours, fastest, clock)
+    fastest = min(peers, key=lambda racer: statistics.median(lap.ratio(clock) for lap in racer.laps))
+    compared = [lap.ratio(clock) / by.ratio(clock) for lap, by in zip(ours.laps, fastest.laps, strict=True)]
     name = f"{OURS} / fastest peer ({fastest.name})"
     result.add(name, ratio_cells(compared), round(statistics.median(compared), 3), Goal(1.0))
 

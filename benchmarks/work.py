@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +104,7 @@ class Blocks:
 
     def __init__(self, batches: list[Batch], blocks: int, border: Callable[[], None]) -> None:
         self.border, self.size, self.steps = border, len(batches), 0
-        self.loader = DataLoader([*batches * blocks, batches[0]], batch_size=None)  # type: ignore[arg-type]
+        self.loader = in_memory([*batches * blocks, batches[0]])
 
     def watch(self, net: nn.Module) -> None:
         """Stop at a border within the net, as the first thing in a step: so a block holds whole rounds of a loop."""
@@ -117,6 +117,11 @@ class Blocks:
             return forward(images)
 
         net.forward = watched
+
+
+def in_memory(batches: Sequence[Any], **options: Any) -> DataLoader[Any]:
+    """A loader as users have it, of batches that are ready."""
+    return DataLoader(batches, batch_size=None, **options)  # type: ignore[arg-type]
 
 
 def digits(steps: int, size: int = BATCH_SIZE) -> list[Batch]:

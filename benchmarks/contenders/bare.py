@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from epochs import Epochs, places
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from work import BATCH_SIZE, LOG_EVERY, Work
+from work import BATCH_SIZE, LOG_EVERY, Batch, Work
 
 
 def train(work: Work) -> None:
@@ -16,8 +17,12 @@ def train(work: Work) -> None:
     if work.realistic:
         train_and_tell(work)
         return
-    net, optimizer = work.net, work.optimizer(work.net.parameters())
-    for images, labels in work.batches:
+    steps(work.net, work.optimizer(work.net.parameters()), work.batches)
+
+
+def steps(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Batch]) -> None:
+    """What all of this is compared with."""
+    for images, labels in batches:
         loss = nn.functional.cross_entropy(net(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -53,28 +58,28 @@ def save(work: Any, optimizer: torch.optim.Optimizer) -> None:
 
 def epochs(work: Epochs) -> float:
     """Training and validation; returns the accuracy."""
+    optimizer = work.optimizer(work.net.parameters())
+    train = per_sample(work) if work.variant == "per sample" else work.train
+    for _ in range(work.epochs):
+        result = epoch(work.net, optimizer, train, work.val)
+    return result
+
+
+def epoch(net: nn.Module, optimizer: torch.optim.Optimizer, train: Iterable[Batch], val: Iterable[Batch]) -> float:
+    """What all of this is compared with: training, loss and accuracy of the validation batches; returns the latter."""
     from torchmetrics.classification import MulticlassAccuracy
 
-    net, optimizer = work.net, work.optimizer(work.net.parameters())
-    train = per_sample(work) if work.variant == "per sample" else work.train
     accuracy = MulticlassAccuracy(10, average="micro")
-    for _ in range(work.epochs):
-        net.train()
-        for images, labels in train:
-            loss = nn.functional.cross_entropy(net(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        net.eval()
-        accuracy.reset()
-        total = torch.zeros(())
-        with torch.no_grad():
-            for images, labels in work.val:
-                scores = net(images)
-                total += nn.functional.cross_entropy(scores, labels) * len(labels)
-                accuracy.update(scores, labels)
-        result = accuracy.compute().item()
-    return result
+    net.train()
+    steps(net, optimizer, train)
+    net.eval()
+    total = torch.zeros(())
+    with torch.no_grad():
+        for images, labels in val:
+            scores = net(images)
+            total += nn.functional.cross_entropy(scores, labels) * len(labels)
+            accuracy.update(scores, labels)
+    return accuracy.compute().item()
 
 
 def per_sample(work: Epochs) -> DataLoader[Any]:
