@@ -38,7 +38,6 @@ PURPOSES = {
     "to_device": "transfer: is it there already?",
     "move_to_device": "transfer: is it there already?",
     "begin_batch": "log: where values belong",
-    "ends_window": "accumulation: does the optimizer step?",
     "forward_backward": "step: forward and backward pass, zero_grad between them",
     "_split_output": "step: what training_step returned is checked",
     "backward": "step: forward and backward pass, zero_grad between them",

@@ -19,7 +19,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
@@ -200,6 +199,8 @@ def all_gather_tensor(tensor: Tensor, group: Any = None, sync_grads: bool = Fals
     if not active():
         return tensor
     if sync_grads:
+        import torch.distributed.nn.functional as differentiable
+
         parts = differentiable.all_gather(tensor, group or dist.group.WORLD)  # type: ignore[no-untyped-call]
         return torch.stack(parts)
     gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 MOST_LOSSES = 1000
 
 
-def watch_loss(t: Trainer, batch_idx: int, loss: Any) -> None:
+def watch_loss(t: Trainer, batch_idx: int, outputs: dict[str, Any]) -> None:
     """Keep the loss of a batch, if it is one, to be looked at by `check_losses`; on the CPU one is looked at now."""
-    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and t.detect_nonfinite != "off":
+    if isinstance(loss := outputs.get("loss"), torch.Tensor) and loss.numel() == 1 and t.detect_nonfinite != "off":
         if not (loss.is_cpu and math.isfinite(loss.item())):
+            outputs["loss"] = loss = loss.detach()
             t.losses.append((t.state.epoch, batch_idx, t.state.global_step, loss))
-        if len(t.losses) >= MOST_LOSSES:
-            check_losses(t)
+            if len(t.losses) >= MOST_LOSSES:
+                check_losses(t)
 
 
 def check_losses(t: Trainer) -> None:
@@ -75,9 +76,8 @@ def check_weights(t: Trainer, checkpoint: dict[str, Any]) -> None:
     largest = torch._foreach_norm([*weights.values()], math.inf) if weights else []
     sizes = torch.stack([size.float() for size in largest]).tolist() if largest else []
     bad = [name for name, size in zip(weights, sizes, strict=True) if not math.isfinite(size)]
-    if t.device_mesh is not None:
-        # Each process has looked at its parts.
-        bad = list(dict.fromkeys(name for part in distributed.all_gather(bad) for name in part))
+    # With a mesh each process has looked at its parts.
+    bad = bad if t.device_mesh is None else [*dict.fromkeys(n for part in distributed.all_gather(bad) for n in part)]
     if not bad:
         return
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

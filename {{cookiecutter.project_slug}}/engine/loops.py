@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from copy import deepcopy
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from engine import distributed
+from engine import distributed, optimization
 from engine.callback import Callback
 from engine.evaluation import by_name, call_both, evaluate, to_device
 from engine.exceptions import MisconfigurationException
 from engine.faults import check_losses, watch_loss
 from engine.metrics import Scope
-from engine.optimization import forward_backward, manual_step, prepare_gradients, step_by_closure, step_learning_rates
+from engine.optimization import PREPARING, detached, forward_backward, prepare_gradients, step_learning_rates
 from engine.profilers import fetched
 from engine.resume import moment
 from engine.seed import isolated_rng
@@ -149,11 +150,12 @@ def leaves_epoch(t: Trainer) -> bool:
     """Validate after a batch, if that is due; returns whether the epoch ends here, before the loader does."""
     # Not within a window of accumulated gradients, which would be lost.
     state = t.state
-    at_step = ends_window(t, state.batches_done - 1)
+    at_step = t.is_last_batch or state.batches_done % t.accumulate_grad_batches == 0
     if at_step and interrupted(t):
         return True
-    stopping = at_step and stop_reason(t) is not None
-    if validation_due(t, stopping):
+    # Within an epoch nothing else ends a run.
+    stopping = at_step and (t.should_stop or t.max_steps != -1) and stop_reason(t) is not None
+    if (stopping or t.is_last_batch or t.val_check_batch < inf) and validation_due(t, stopping):
         validate_in_fit(t, at_step)
         # One that was broken off is done again from here, also within a window: its gradients are saved then.
         if (at_step or t.before_validation is not None) and interrupted(t):
@@ -172,9 +174,8 @@ def validation_due(t: Trainer, stopping: bool) -> bool:
     if state.validated:
         return False
     if t.val_check_time is not None:
-        passed = time.monotonic() - t.last_validation >= t.val_check_time
-        due = distributed.broadcast(passed)
-    elif t.val_check_batch == float("inf"):
+        due = distributed.broadcast(time.monotonic() - t.last_validation >= t.val_check_time)
+    elif t.val_check_batch == inf:
         due = t.is_last_batch
     else:
         due = (state.total_batches if every is None else state.batches_done) % t.val_check_batch == 0
@@ -183,8 +184,7 @@ def validation_due(t: Trainer, stopping: bool) -> bool:
 
 def validates_in_epoch(t: Trainer) -> bool:
     """Whether validation runs in the current epoch."""
-    every = t.check_val_every_n_epoch
-    return t.enable_validation and (every is None or (t.state.epoch + 1) % every == 0)
+    return t.enable_validation and (t.state.epoch + 1) % (t.check_val_every_n_epoch or 1) == 0
 
 
 def validate_in_fit(t: Trainer, at_step: bool) -> None:
@@ -227,19 +227,13 @@ def step_limit_reached(t: Trainer) -> bool:
 
 def stop_reason(t: Trainer) -> str | None:
     """Why training is over, or None while it goes on."""
-    # Not by step_limit_reached: this is asked after every step.
-    if t.max_steps != -1 and t.state.global_step >= t.max_steps:
+    if step_limit_reached(t):
         return f"max_steps={t.max_steps} reached"
     if t.max_epochs != -1 and t.state.epoch >= t.max_epochs:
         return f"max_epochs={t.max_epochs} reached"
     if t.should_stop and t.state.epoch >= t.min_epochs and t.state.global_step >= t.min_steps:
         return "should_stop was set"
     return None
-
-
-def ends_window(t: Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer steps after this batch: it is the last of its accumulation window, or of the epoch."""
-    return t.is_last_batch or (batch_idx + 1) % t.accumulate_grad_batches == 0
 
 
 def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bool:
@@ -261,14 +255,16 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
         step_learning_rates(t, "step", state.batches_that_stepped)
         step_learning_rates(t, "epoch", state.epoch + 1)
         return True
-    stepping = ends_window(t, batch_idx)
+    # After the last batch of an accumulation window, or of the epoch.
+    stepping = t.is_last_batch or (batch_idx + 1) % t.accumulate_grad_batches == 0
     if not automatic:
-        outputs = manual_step(t, batch, batch_idx)
+        outputs = optimization.manual_step(t, batch, batch_idx)
     elif stepping and t.by_closure:
-        outputs = step_by_closure(t, batch, batch_idx)
+        outputs = optimization.step_by_closure(t, batch, batch_idx)
     elif stepping:
         outputs = forward_backward(t, batch, batch_idx)
-        prepare_gradients(t, t.optimizers[0])
+        if t.gradient_clip_val or t.accumulate_grad_batches > 1 or not PREPARING.isdisjoint(t.hooked):
+            prepare_gradients(t, t.optimizers[0])
         if "optimizer_step" in t.hooked:
             t.steps["optimizer_step"](t.optimizers[0])
         else:
@@ -276,7 +272,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
     else:
         with t.strategy.no_sync():
             outputs = forward_backward(t, batch, batch_idx)
-    watch_loss(t, batch_idx, outputs.get("loss"))
+    watch_loss(t, batch_idx, outputs)
     state.batches_done, state.total_batches, state.validated = batch_idx + 1, state.total_batches + 1, False
     state.samples_done, state.last_batch = samples_done, t.is_last_batch
     if stepping:
@@ -294,11 +290,14 @@ def end_batch(t: Trainer, outputs: dict[str, Any], batch: Any, batch_idx: int) -
         step_learning_rates(t, "step", state.batches_that_stepped)
     if t.is_last_batch:
         step_learning_rates(t, "epoch", state.epoch + 1)
-    if "on_train_batch_end" in t.hooked:
+    monitors, hooked = t.late["on_train_batch_end"], "on_train_batch_end" in t.hooked
+    if monitors or hooked:
+        outputs = detached(outputs)
+    if hooked:
         call_both(t, Callback.on_train_batch_end, outputs, batch, batch_idx)
     if state.step_open:
         finish_step(t)
-    for monitor in t.late["on_train_batch_end"]:
+    for monitor in monitors:
         monitor(t, t.module, outputs, batch, batch_idx)
 
 

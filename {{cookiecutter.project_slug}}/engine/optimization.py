@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Methods of a module that say how gradients are clipped.
 CLIPPING = frozenset(("configure_gradient_clipping", "clip_gradients"))
+# Hooks without which the optimizer takes gradients as they are; under fp16 it has one that unscales them.
+PREPARING = CLIPPING | {"on_before_optimizer_step", "optimizer_step"}
 
 
 def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -32,7 +34,8 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     Gradients of the previous window are cleared between forward and backward, as in Lightning.
 
     Returns:
-        What `on_train_batch_end` gets: the detached loss, divided by the accumulation, and the step's other values.
+        What `on_train_batch_end` gets: the loss, divided by the accumulation, and the step's other values. The loss is
+        still to be detached, which only who looks at it needs.
     """
     step, given = t.strategy.training_step, (batch, batch_idx) if t.step_takes_batch_idx else (batch,)
     if t.precision_plugin.plain:
@@ -49,16 +52,16 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
             t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
         else:
             optimizer.zero_grad()
-    if loss is None and distributed.active():
+    if loss is None:
+        if not distributed.active():
+            return extra
         raise MisconfigurationException(
             "training_step returned None, but other processes wait for its gradients; return a loss of 0 * outputs"
         )
-    if loss is None:
-        return extra
     if t.accumulate_grad_batches > 1:
         loss = loss / t.accumulate_grad_batches
     backward(t, loss)
-    return {"loss": loss.detach(), **extra}
+    return {"loss": loss, **extra}
 
 
 def backward(t: Trainer, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -114,7 +117,7 @@ def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     def closure() -> Tensor | None:
         nonlocal outputs
         with torch.enable_grad():
-            outputs = forward_backward(t, batch, batch_idx)
+            outputs = detached(forward_backward(t, batch, batch_idx))
         return outputs.get("loss")
 
     t.module.optimizer_step(t.state.epoch, batch_idx, t.lightning_optimizers[0], closure)
@@ -127,17 +130,20 @@ def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
 
 
 def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
-    """Run a training step that computes gradients and steps optimizers itself; returns its values, detached."""
+    """Run a training step that computes gradients and steps optimizers itself; returns its values."""
     with t.precision_plugin.context:
         output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
     if output is not None and not isinstance(output, Tensor | Mapping):
         raise MisconfigurationException(
             f"training_step returned {type(output).__name__}; return a tensor, a dict, or None"
         )
-    values = {} if output is None else dict(output) if isinstance(output, Mapping) else {"loss": output}
-    if isinstance(values.get("loss"), Tensor):
-        values["loss"] = values["loss"].detach()
-    return values
+    return {} if output is None else dict(output) if isinstance(output, Mapping) else {"loss": output}
+
+
+def detached(outputs: dict[str, Any]) -> dict[str, Any]:
+    """What a training step has given, with its loss, if that is a tensor, cut off from what it was computed from."""
+    loss = outputs.get("loss")
+    return {**outputs, "loss": loss.detach()} if isinstance(loss, Tensor) and loss.requires_grad else outputs
 
 
 def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False) -> None:
@@ -150,8 +156,7 @@ def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False
 def _split_output(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
     if output is None:
         return None, {}
-    loss = output
-    extra: dict[str, Any] = {}
+    loss, extra = output, dict[str, Any]()
     if not isinstance(output, Tensor) and isinstance(output, Mapping):
         refuse_returned("training_step", output)
         loss = output.get("loss")

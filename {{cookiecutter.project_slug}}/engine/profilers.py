@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerAction, record_function
 
 from engine.distributed import is_rank_zero, rank_zero_warn
@@ -139,12 +137,16 @@ class SimpleProfiler(Profiler):
 
     def summary(self) -> str:
         """The table as plain text."""
+        from rich.console import Console
+
         console = Console(file=io.StringIO(), width=1000, markup=False, color_system=None)
         console.print(self._table())
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in lines) + "\n"
 
-    def _table(self) -> Table:
+    def _table(self) -> Any:
+        from rich.table import Table
+
         total = time.perf_counter() - self.start_time
         look: dict[str, Any] = {"title_justify": "left", "box": None, "header_style": "bold", "pad_edge": False}
         table = Table("Action", title=self._title(), **look)
@@ -160,6 +162,8 @@ class SimpleProfiler(Profiler):
         return table
 
     def _print(self, report: str) -> None:
+        from rich.console import Console
+
         console = Console(markup=False)
         if console.is_terminal:
             console.print(self._table())

@@ -14,7 +14,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_convert
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException, explained
@@ -238,9 +238,15 @@ def read_here(loader: DataLoader[Any]) -> Iterator[Any]:
     """What a prepared `DataLoader` gives without workers, sooner: torch records every batch for its profiler."""
     dataset: Any = loader.dataset
     if loader.batch_sampler is None:
-        return map(loader.collate_fn, map(dataset.__getitem__, loader.sampler))
+        samples = map(dataset.wrapped.__getitem__ if dataset._fixed else dataset.__getitem__, loader.sampler)
+        return map(_converted if loader.collate_fn is default_convert else loader.collate_fn, samples)
     # The dataset has made a batch of its samples.
     return map(dataset.__getitems__, loader.batch_sampler)
+
+
+def _converted(sample: Any) -> Any:
+    """What torch makes of a sample in a loader without batches; of tensors, without much ado."""
+    return [*sample] if type(sample) is tuple and {*map(type, sample)} == {torch.Tensor} else default_convert(sample)  # type: ignore[no-untyped-call]
 
 
 def start_epoch(loader: Any, seed: int, epoch: int, samples_done: int = 0) -> None:

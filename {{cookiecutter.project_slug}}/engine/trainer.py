@@ -315,7 +315,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         """Batches of training between validations, within an epoch or, if that was asked for, across epochs.
 
         Returns:
-            A whole number, or inf for a validation at the end of an epoch.
+            A whole number, or inf for a validation at the end of an epoch; 1 where the clock is asked after each.
 
         Raises:
             MisconfigurationException: `val_check_interval` asks for more batches than an epoch has, or for a share of
@@ -323,7 +323,7 @@ class Trainer(TrainerArguments, TrainerProperties):
         """
         interval, count = self.val_check_interval, self.num_training_batches
         if self.val_check_time is not None or interval == 1.0 and type(interval) is float:
-            return math.inf
+            return math.inf if self.val_check_time is None else 1
         if type(interval) is int:
             if interval > count and self.check_val_every_n_epoch is not None and self.validates:
                 raise MisconfigurationException(

@@ -6,21 +6,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from engine.callback import Callback
 from engine.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from engine.module import Module
     from engine.trainer import Trainer
 
@@ -100,6 +91,8 @@ class RichProgressBar(ProgressBar):
             raise MisconfigurationException("theme: colours cannot be changed; leave it out")
         if not isinstance(refresh_rate, int | float) or refresh_rate < 0:
             raise MisconfigurationException(f"refresh_rate={refresh_rate!r}; give a number from 0")
+        from rich.console import Console
+
         self._console = Console(**(console_kwargs or {}))
         self._refresh_rate, self._leave, self.is_enabled = refresh_rate, leave, refresh_rate > 0
         self._interval = 1 / (refresh_rate or 1) if self._console.is_terminal else line_every
@@ -165,10 +158,12 @@ class RichProgressBar(ProgressBar):
         self._done, self._next_update = 0, time.monotonic() + self._interval
         if not self.is_enabled or not self._console.is_terminal:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
-        values = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
-        transient = not self._leave
-        self._progress = Progress(*columns, *values, console=self._console, transient=transient, auto_refresh=False)
+        from rich import progress as rich
+
+        columns = (rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=30), rich.MofNCompleteColumn())
+        values = (rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[values]}"))
+        how: dict[str, Any] = {"console": self._console, "transient": not self._leave, "auto_refresh": False}
+        self._progress = rich.Progress(*columns, *values, **how)
         self._progress.add_task(label, total=None if total == float("inf") else total, values="")
         self._progress.start()
 
@@ -232,5 +227,7 @@ def _epoch_label(trainer: Trainer) -> str:
 
 
 def _values(metrics: dict[str, Any], between: str) -> str:
+    from rich.markup import escape
+
     numbers = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in metrics.items()}
     return between.join(f"{escape(name)} {escape(number)}" for name, number in numbers.items())

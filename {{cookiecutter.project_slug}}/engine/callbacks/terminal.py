@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
 from engine.callback import Callback
@@ -35,6 +32,10 @@ class ModelSummary(Callback):
         """Print the table."""
         if not trainer.is_global_zero or not self.max_depth:
             return
+        # Imported where they are needed, here and in other files: what only asks for `--help` need not wait for rich.
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table("name", "type", box=None, header_style=self.header_style, pad_edge=False)
         table.add_column("parameters", justify="right")
         for name, part in _parts(pl_module, self.max_depth):
@@ -55,6 +56,10 @@ def print_results(stage: str, results: list[dict[str, float]], names: Sequence[s
         results: The values of each loader.
         names: What the sets are called, if they have names; what they have in common then has a column of its own.
     """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     tags = names or [f"dataloader_idx_{number}" for number in range(len(results))]
     headings = names or [f"loader {number}" for number in range(len(results))]
     table = Table(stage, box=None, header_style="bold", pad_edge=False)
