@@ -7,11 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from data import DInterface
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import Dataset
 
 QUICK = ("--max_epochs", "2", "--limit_train_batches", "4", "--log_every_n_steps", "1", "--model.width", "4")
 
@@ -237,6 +239,33 @@ def test_slow_reading_is_left_to_other_processes(monkeypatch: pytest.MonkeyPatch
     slow.setup("fit")
     assert slow.num_workers and slow.train_dataloader().num_workers == slow.num_workers
     assert DInterface(num_workers=3).num_workers == 3
+
+
+class AllKinds(Dataset[dict[str, Any]]):
+    """Tensors of every kind that a worker may send."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        numbers = torch.arange(24).reshape(4, 6) + index
+        dtypes = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.complex64]
+        kinds = {str(dtype): numbers.to(dtype) for dtype in dtypes}
+        kinds |= {"scalar": numbers[0, 0], "empty": numbers[:0], "view": numbers.T[1:4:2], "large": torch.ones(2**17)}
+        return kinds | {"sparse": numbers.float().to_sparse(), "word": "a"}
+
+
+def test_workers_send_small_tensors_by_value_and_all_others_as_ever() -> None:
+    dataset = AllKinds()
+    loader = DInterface(batch_size=1, num_workers=1).loader(dataset, batch_size=None)
+    for expected, given in zip(map(dataset.__getitem__, range(3)), loader, strict=True):
+        assert [*given] == [*expected] and given.pop("word") == expected.pop("word")
+        for name, tensor in given.items():
+            same = [(one.dtype, one.shape, one.layout) for one in (tensor, expected[name])]
+            assert same[0] == same[1] and torch.equal(tensor.to_dense(), expected[name].to_dense())
+            if name != "sparse":
+                assert tensor.is_shared() == (name in ("torch.bfloat16", "torch.complex64", "large"))
+                tensor.zero_()  # memory of its own
 
 
 WRONG = {

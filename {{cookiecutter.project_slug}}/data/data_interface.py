@@ -156,7 +156,8 @@ class DInterface(engine.DataModule):
                 self.num_workers = samples.workers_for(dataset, size) if len(dataset) > size else 0  # type: ignore[arg-type]
             options["num_workers"] = self.num_workers or 0 if several else 0
         if options["num_workers"]:
-            options |= {"persistent_workers": True, "prefetch_factor": 4}
+            usual = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": samples.send_small_tensors}
+            options = {**usual, **options}
         if samples.makes_batches(dataset):
             options["collate_fn"] = samples.as_batch
         return DataLoader(dataset, **{"batch_size": size, "pin_memory": torch.cuda.is_available(), **options})

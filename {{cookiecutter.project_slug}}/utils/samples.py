@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from itertools import combinations
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 
 from engine import MisconfigurationException
@@ -24,6 +26,10 @@ from engine import MisconfigurationException
 QUICK_SECONDS = 1.0
 # A batch that takes longer to read is left to other processes.
 SLOW_BATCH_SECONDS = 0.01
+# Tensors of no more bytes, and of these types, come from workers by value.
+SMALL_BYTES = 2**18
+SENT_TYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+SENT_TYPES |= {torch.float16, torch.float32, torch.float64}
 
 
 def per_sample(dataset: Dataset[Any], attribute: str) -> list[Any] | None:
@@ -107,6 +113,23 @@ def workers_for(dataset: Dataset[Any], batch_size: int) -> int:
         return 0  # the loader says which sample cannot be read, and why
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(cpus() // processes, 8) if seconds > SLOW_BATCH_SECONDS else 0
+
+
+def send_small_tensors(worker_id: int) -> None:
+    """Have a worker of a DataLoader send small tensors through its queue; a `worker_init_fn`.
+
+    What torch does with a tensor of any size is to move it into shared memory, whose file descriptor then takes a
+    connection of its own to be handed over: more than to copy a few hundred kilobytes twice.
+    """
+    ForkingPickler.register(Tensor, _reduce)
+
+
+def _reduce(tensor: Tensor) -> tuple[Any, ...]:
+    """How a tensor is pickled on its way to another process."""
+    is_plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.requires_grad
+    if is_plain and tensor.dtype in SENT_TYPES and tensor.nbytes <= SMALL_BYTES:
+        return torch.from_numpy, (tensor.numpy(),)
+    return reduce_tensor(tensor)
 
 
 def cpus() -> int:
