@@ -61,11 +61,7 @@ class Meter:
         return f"{self.name}{suffix if forked else ''}{tail}"
 
     def add(self, value: Value, weight: float) -> None:
-        """Take in one value, in a mean one that stands for `weight` samples (1 elsewhere)."""
-        if self.options.on_step:
-            self.last = value
-        if not self.options.on_epoch:
-            return
+        """Add one value to those of the epoch, in a mean one that stands for `weight` samples (1 elsewhere)."""
         self.weight += weight
         if self.total is None:
             self.total = _wide(value) * weight

@@ -107,8 +107,10 @@ class MetricStore:
             # once, which takes a sixth of the time.
             value = value.item() if value.is_cpu else (value.reshape(()) if value.ndim else value).detach().clone()
         if isinstance(value, NUMBERS):
-            weight = self._weight(meter.options, batch_size) if meter.options.on_epoch else 1.0
-            meter.add(value if isinstance(value, Tensor) else float(value), weight)
+            value = value if isinstance(value, Tensor) else float(value)
+            if meter.options.on_epoch:
+                meter.add(value, self._weight(meter.options, batch_size))
+            meter.last = value if meter.options.on_step else None
         elif is_metric(value):
             meter.metric = value
             # A metric that was only updated has no value of its own for the step.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
 
 # Of the time of a run, what drawing its bar may take.
-SHARE = 0.01
+SHARE = 0.005
 
 
 class ProgressBar(Callback):
@@ -68,7 +68,7 @@ class RichProgressBar(ProgressBar):
     """A bar while batches run, and one line for every finished epoch.
 
     The bar reads counters of the host and the values of the last flush, never the device. It is drawn between batches,
-    not in a thread beside them, and so seldom that this takes a hundredth of the time. Where the output is no
+    not in a thread beside them, and so seldom that this takes half a percent of the time. Where the output is no
     terminal, the bar is left out; an epoch that takes long still prints a line now and then.
 
     Args:
