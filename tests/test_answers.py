@@ -199,6 +199,8 @@ def test_any_answers_are_good_or_come_back_corrected(hook, answers):
 
 def check_any_answers(hook, tool, generate, folder, capfd, answers):
     """Generate a project, or be refused; returns whether there was one, and it is valid."""
+    # What a check that failed has left would fail those after it.
+    shutil.rmtree(folder, ignore_errors=True)
     # Cookiecutter renders answers that are not typed, and Jinja knows one way to end a line.
     answers = {key: re.sub("\r\n?", "\n", text) for key, text in answers.items()}
     faults = hook.find_faults(GOOD | answers)
@@ -213,13 +215,13 @@ def check_any_answers(hook, tool, generate, folder, capfd, answers):
     assert (metadata["description"], metadata["authors"][0]["name"]) == (answers["description"], answers["author_name"])
     readme = (project / "README.md").read_text(encoding="utf-8")
     assert html.unescape(readme).startswith(f"# {answers['project_name']}\n\n{answers['description']}\n")
-    [entry] = re.findall(r"```bibtex\n(.*?)```", readme, re.DOTALL)
+    # A fence ends at a line of its own.
+    [entry] = re.findall(r"^```bibtex\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     assert entry.count("{") == entry.count("}") == 3 + 2 * entry.count("{}")
     assert project.name == answers["project_slug"] and tool.unparsed(project) == []
     # An answer may look like Jinja itself.
     alike = any(mark in text for text in answers.values() for mark in ("{{", "{%", "cookiecutter."))
     assert alike or tool.unrendered(project) == []
-    shutil.rmtree(folder)
     return True
 
 
@@ -230,6 +232,7 @@ def test_any_answers_give_a_valid_project_or_a_refusal(hook, load, generate, tmp
     @given(st.fixed_dictionaries(LIKELY) | st.fixed_dictionaries({key: ANSWERS for key in LIKELY}))
     @example(dict.fromkeys(LIKELY, "{{ cookiecutter.x }} {% raw %}") | {"project_slug": "a.b_c"})
     @example(dict.fromkeys(LIKELY, "a\rb\r\nc"))
+    @example({"project_name": "0", "project_slug": "0", "description": "<`^", "author_name": "```"})
     def check(answers):
         accepted.append(check_any_answers(hook, tool, generate, tmp_path / "any", capfd, answers))
 

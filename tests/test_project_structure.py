@@ -16,7 +16,7 @@ LIMITS = {"main.py": 120, "data/data_interface.py": 200, "model/model_interface.
 
 # What `python main.py --help` may import beside torch, torchvision, torchmetrics and what these import.
 OURS = {"main", "engine", "data", "model", "utils"}
-SMALL = {"jsonargparse", "docstring_parser", "yaml", "rich", "pygments", "markdown_it", "mdurl", "PIL"}
+SMALL = {"jsonargparse", "docstring_parser", "yaml", "PIL"}
 
 
 def length(node: ast.AST) -> int:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import engine
 from utils.processes import ask_first, is_first
@@ -75,6 +73,10 @@ def _summarize(results: list[dict[str, float]], reports: list[Report], folder: P
     spread = {name: float(np.std(column, ddof=1)) for name, column in values.items()}
     summary = mean | {f"{name}_std": value for name, value in spread.items()}
     if is_first():
+        # Here, since every start of main.py imports this file, also one for `--help`.
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(f"{len(results)} folds", box=None, header_style="bold", pad_edge=False)
         table.add_column("mean ± std", justify="right", style="bold green")
         for name in names:
