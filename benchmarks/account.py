@@ -33,7 +33,7 @@ PURPOSES = {
     "train_batches": "loop",
     "train_batch": "loop",
     "epoch": "reading: number, position, and whether it is the last",
-    "__getitem__": "reading: the sample, or who cannot be read",
+    "_converted": "reading: the sample",
     "set_epoch": "reading: number, position, and whether it is the last",
     "to_device": "transfer: is it there already?",
     "move_to_device": "transfer: is it there already?",
@@ -41,17 +41,13 @@ PURPOSES = {
     "forward_backward": "step: forward and backward pass, zero_grad between them",
     "_split_output": "step: what training_step returned is checked",
     "backward": "step: forward and backward pass, zero_grad between them",
-    "prepare_gradients": "step: unscale, partial window, clip",
-    "watch_loss": "loss kept, to be seen finite at the next log step",
+    "watch_loss": "loss: is it finite?",
     "end_batch": "hooks, schedulers, logs",
     "finish_step": "hooks, schedulers, logs",
     "call_monitoring": "hooks, schedulers, logs",
     "leaves_epoch": "stop, signal, validation: is one due?",
     "interrupted": "stop, signal, validation: is one due?",
     "agreed": "stop, signal, validation: is one due?",
-    "pending": "stop, signal, validation: is one due?",
-    "stop_reason": "stop, signal, validation: is one due?",
-    "validation_due": "stop, signal, validation: is one due?",
 }
 
 

@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,40 +38,47 @@ class Turn:
 
     Attributes:
         by_hand: Does a block of the loop written by hand.
-        is_by_hand: Whether it does so now.
+        warm_up: Does a little of the same, on another net, since caches are cold when a process goes on.
+        whose: "hand_" while one of them runs, otherwise empty.
     """
 
     def __init__(self, descriptor: int, blocks: int, counted: int | None = None) -> None:
         self.line = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
-        self.left, self.blocks, self.counted = blocks, -1, counted
+        self.total, self.block, self.counted = blocks, -1, counted
         self.counter = CallCounter()
-        self.is_by_hand, self.hand = False, (0.0, 0.0)
+        self.whose, self.hand = "", (0.0, 0.0)
+        self.by_hand: Callable[[], Any] = lambda: None
+        self.warm_up: Callable[[], Any] = lambda: None
         self.begin = time.process_time(), time.perf_counter()
-
-    def by_hand(self) -> None:
-        """Nothing, where nothing is compared."""
 
     def border(self) -> None:
         """Tell what the block that is over has cost, wait for the next turn, and do a block by hand."""
         sys.setprofile(None)
         # CPU time is of all threads, so that what a contender does behind its loop's back counts, too: also while the
-        # loop by hand runs, which has one thread.
-        cpu, wall = time.process_time() - self.begin[0], time.perf_counter() - self.begin[1]
-        hand = dict(zip(("hand_cpu", "hand_wall"), self.hand, strict=True))
-        self.tell({"cpu": cpu - self.hand[0], "wall": wall - self.hand[1], **hand})
+        # loop by hand runs, which has one thread, and while this one talks to the driver.
+        now = time.process_time(), time.perf_counter()
+        cost = {"cpu": now[0] - self.begin[0], "wall": now[1] - self.begin[1]}
+        self.tell({**cost, "hand_cpu": self.hand[0], "hand_wall": self.hand[1]})
         if not self.line.readline():
             os._exit(1)  # nobody is there any more
-        self.blocks += 1
-        self.begin = time.process_time(), time.perf_counter()
-        if self.blocks < self.left:
-            begin = time.thread_time(), time.perf_counter()
-            self.is_by_hand = True
+        self.block += 1
+        spent = 0.0
+        if self.block < self.total:
             with torch.enable_grad():
-                self.by_hand()
-            self.is_by_hand = False
-            self.hand = time.thread_time() - begin[0], time.perf_counter() - begin[1]
-        if self.blocks == self.counted:
+                spent = self._run_by_hand()
+        self.begin = now[0] + spent, time.perf_counter()
+        if self.block == self.counted:
             sys.setprofile(self.counter)
+
+    def _run_by_hand(self) -> float:
+        """Do a block by hand, and note what it has cost; returns the CPU time of all that, in this thread."""
+        self.whose, start = "hand_", time.thread_time()
+        self.warm_up()
+        begin = time.thread_time(), time.perf_counter()
+        self.by_hand()
+        end = time.thread_time(), time.perf_counter()
+        self.whose, self.hand = "", (end[0] - begin[0], end[1] - begin[1])
+        return end[0] - start
 
     def tell(self, what: dict[str, Any]) -> None:
         """Send a line."""
@@ -120,14 +127,32 @@ def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any
     save_every = size if options.counted is None else len(batches.loader) + 1
     chosen = work.make_work(task, batches.loader, options.folder, options.realistic, save_every, options.variant)
     batches.watch(chosen.net)
-    net = work.make_work(task, ready, options.folder).net
-    loader = work.in_memory(ready)
-    turn.by_hand = functools.partial(bare.steps, net, task.optimizer(net.parameters()), loader)
+    hand, spare = ByHand(task, options.folder), ByHand(task, options.folder)
+    turn.by_hand = functools.partial(hand.train, work.in_memory(ready))
+    turn.warm_up = functools.partial(spare.train, work.in_memory(ready[: max(1, size // 10)]))
     module.train(chosen)
     sys.setprofile(None)
-    weights = torch.cat([p.detach().flatten() for p in chosen.net.parameters()])
-    torch.save(weights, options.folder / "weights.pt")
+    # The contender has had one batch more.
+    hand.train(ready[:1])
+    torch.save([flat(chosen.net), flat(hand.net)], options.folder / "weights.pt")
     return {"calls": turn.counter.calls / size, "frames": turn.counter.frames}
+
+
+class ByHand:
+    """A net that the loop written by hand trains, with its optimizer."""
+
+    def __init__(self, task: work.Task, folder: Path) -> None:
+        self.net = work.make_work(task, (), folder).net
+        self.optimizer = task.optimizer(self.net.parameters())
+
+    def train(self, batches: Iterable[work.Batch]) -> None:
+        """Do a step for each batch."""
+        bare.steps(self.net, self.optimizer, batches)
+
+
+def flat(net: torch.nn.Module) -> torch.Tensor:
+    """All weights, one after the other."""
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
 def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any]:
@@ -139,26 +164,24 @@ def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[s
     what = (options.task, options.blocks, options.folder)
     task = epochs.make_epochs(*what, turn.border, options.samples, options.variant)
     other = epochs.make_epochs(*what, lambda: None, options.samples)
-    optimizer = other.optimizer(other.net.parameters())
-    turn.by_hand = functools.partial(bare.epoch, other.net, optimizer, other.train, other.val)
+    turn.by_hand = functools.partial(next, bare.each_epoch(other))
     accuracy = module.epochs(task)
     turn.border()
     return {**done, "accuracy": accuracy}
 
 
 def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
-    """Count a contender's optimizer steps, and samples that its nets of a class see in training and in evaluation."""
+    """Count optimizer steps, and samples that nets of a class see in training and in evaluation; by hand apart."""
     done: Counter[str] = Counter()
     forward = net.forward
 
     def count_samples(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-        done["trained" if self.training else "validated"] += 0 if turn.is_by_hand else len(images)
+        done[turn.whose + ("trained" if self.training else "validated")] += len(images)
         return forward(self, images)
 
     def count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         # A project tries its optimizer on a parameter of its own.
-        is_real = sum(len(group["params"]) for group in optimizer.param_groups) > 1
-        done["steps"] += is_real and not turn.is_by_hand
+        done[turn.whose + "steps"] += sum(len(group["params"]) for group in optimizer.param_groups) > 1
 
     net.forward = count_samples
     register_optimizer_step_post_hook(count_steps)

@@ -32,10 +32,10 @@ def check_same_work(racing: Sequence[Racer]) -> None:
         RuntimeError: Somebody has done other work than the loop written by hand, or did not learn as much.
     """
     done = racing[0].end
+    counts = [(who, name) for who in ("", "hand_") for name in ("steps", "trained", "validated")]
     for racer in racing:
-        other = [
-            f"{n}: {racer.end[n]}, not {done[n]}" for n in ("steps", "trained", "validated") if racer.end[n] != done[n]
-        ]
+        found = {who + name: (racer.end[who + name], done[name]) for who, name in counts}
+        other = [f"{name}: {number}, not {right}" for name, (number, right) in found.items() if number != right]
         # Random numbers differ, as libraries draw elsewhere; after few epochs seeds alone differ by more than 0.1.
         if abs(racer.end["accuracy"] - done["accuracy"]) > 0.1:
             other.append(f"accuracy {racer.end['accuracy']:.3f}, not about {done['accuracy']:.3f}")

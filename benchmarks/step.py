@@ -73,15 +73,17 @@ def entries(
 
 
 def check_same_work(racing: Sequence[Racer]) -> None:
-    """Compare the weights with which all of them end.
+    """Compare the weights with which all of them end, and the loops by hand in their processes.
 
     Raises:
         RuntimeError: Somebody has done other work than the loop written by hand.
     """
     weights = [torch.load(racer.folder / "weights.pt", weights_only=True) for racer in racing]
-    for racer, others in zip(racing, weights, strict=True):
-        if others.shape != weights[0].shape or not torch.allclose(others, weights[0], rtol=1e-3, atol=1e-5):
-            raise RuntimeError(f"{racer.name} ended with other weights than the {BARE}: it has not done the same work")
+    bare = weights[0][0]
+    for racer, ended in zip(racing, weights, strict=True):
+        for name, others in zip((racer.name, f"the loop by hand beside {racer.name}"), ended, strict=True):
+            if others.shape != bare.shape or not torch.allclose(others, bare, rtol=1e-3, atol=1e-5):
+                raise RuntimeError(f"{name} ended with other weights than the {BARE}: it has not done the same work")
 
 
 def counts(task: str, mode: str, chosen: Sequence[Contender]) -> dict[str, Counts]:

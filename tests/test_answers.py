@@ -202,9 +202,9 @@ def check_any_answers(hook, tool, generate, folder, capfd, answers):
     # What a check that failed has left would fail those after it.
     shutil.rmtree(folder, ignore_errors=True)
     # Cookiecutter renders answers that are not typed, and Jinja knows one way to end a line.
+    given_to_it = {key: text.replace("{", "{{ '{' }}") for key, text in (GOOD | answers).items()}
     answers = {key: re.sub("\r\n?", "\n", text) for key, text in answers.items()}
     faults = hook.find_faults(GOOD | answers)
-    given_to_it = {key: text.replace("{", "{{ '{' }}") for key, text in (GOOD | answers).items()}
     if faults:
         with pytest.raises(FailedHookException):
             generate(folder, **given_to_it)

@@ -44,8 +44,8 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
     assert list(realistic) == ["bare loop", "bare loop, realistic", "this Trainer"]
     for table, limit in ((quiet, 1.05), (realistic, 1.1)):
         bare, ours = table["bare loop"], table["this Trainer"]
-        # By hand against by hand: what a ratio of the same work looks like.
-        assert 0.5 < bare["value"] < 2 and bare["goal"] == "" and bare["met"] is None
+        # By hand against by hand. What both of them have done is compared in the race; this one is short.
+        assert bare["value"] > 0 and bare["goal"] == "" and bare["met"] is None
         # What is met is what was measured, however busy the machine is.
         assert ours["goal"] == f"≤ {limit:g}" and ours["met"] is (ours["value"] <= limit)
     calls = {name: int(row["cells"]["calls"]) for name, row in quiet.items()}
@@ -92,9 +92,10 @@ def test_who_does_less_is_refused(bench: SimpleNamespace, tmp_path: Path, monkey
 
 def test_epochs_of_less_are_refused(bench: SimpleNamespace) -> None:
     done = {"steps": 20, "trained": 1000, "validated": 300, "accuracy": 0.9}
+    done |= {f"hand_{name}": done[name] for name in ("steps", "trained", "validated")}
     racing = [SimpleNamespace(name=name, end={**done, **other}) for name, other in (("bare", {}), ("other", {}))]
     bench.epoch.check_same_work(racing)
-    for less in ({"steps": 19}, {"trained": 999}, {"validated": 0}, {"accuracy": 0.5}):
+    for less in ({"steps": 19}, {"trained": 999}, {"validated": 0}, {"accuracy": 0.5}, {"hand_steps": 19}):
         racing[1].end = {**done, **less}
         with pytest.raises(RuntimeError, match=f"other has not done the same work.*{[*less][0]}"):
             bench.epoch.check_same_work(racing)

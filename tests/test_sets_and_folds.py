@@ -241,6 +241,10 @@ def test_slow_reading_is_left_to_other_processes(monkeypatch: pytest.MonkeyPatch
     assert DInterface(num_workers=3).num_workers == 3
 
 
+# Types that NumPy lacks, orders that it would not keep, and what is large.
+AS_EVER = {"torch.bfloat16", "torch.complex64", "view", "channels last", "large"}
+
+
 class AllKinds(Dataset[dict[str, Any]]):
     """Tensors of every kind that a worker may send."""
 
@@ -252,6 +256,8 @@ class AllKinds(Dataset[dict[str, Any]]):
         dtypes = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.complex64]
         kinds = {str(dtype): numbers.to(dtype) for dtype in dtypes}
         kinds |= {"scalar": numbers[0, 0], "empty": numbers[:0], "view": numbers.T[1:4:2], "large": torch.ones(2**17)}
+        images = torch.arange(120.0).reshape(2, 3, 4, 5).to(memory_format=torch.channels_last)
+        kinds |= {"channels last": images, "negative": (torch.arange(3) * 1j).conj().imag}
         return kinds | {"sparse": numbers.float().to_sparse(), "word": "a"}
 
 
@@ -264,7 +270,7 @@ def test_workers_send_small_tensors_by_value_and_all_others_as_ever() -> None:
             same = [(one.dtype, one.shape, one.layout) for one in (tensor, expected[name])]
             assert same[0] == same[1] and torch.equal(tensor.to_dense(), expected[name].to_dense())
             if name != "sparse":
-                assert tensor.is_shared() == (name in ("torch.bfloat16", "torch.complex64", "large"))
+                assert tensor.stride() == expected[name].stride() and tensor.is_shared() == (name in AS_EVER)
                 tensor.zero_()  # memory of its own
 
 

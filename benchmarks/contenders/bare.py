@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -58,28 +58,28 @@ def save(work: Any, optimizer: torch.optim.Optimizer) -> None:
 
 def epochs(work: Epochs) -> float:
     """Training and validation; returns the accuracy."""
-    optimizer = work.optimizer(work.net.parameters())
-    train = per_sample(work) if work.variant == "per sample" else work.train
-    for _ in range(work.epochs):
-        result = epoch(work.net, optimizer, train, work.val)
-    return result
+    return [*each_epoch(work)][-1]
 
 
-def epoch(net: nn.Module, optimizer: torch.optim.Optimizer, train: Iterable[Batch], val: Iterable[Batch]) -> float:
-    """What all of this is compared with: training, loss and accuracy of the validation batches; returns the latter."""
+def each_epoch(work: Epochs) -> Iterator[float]:
+    """What all of this is compared with: an epoch for each accuracy that is asked for."""
     from torchmetrics.classification import MulticlassAccuracy
 
+    net, optimizer = work.net, work.optimizer(work.net.parameters())
+    train = per_sample(work) if work.variant == "per sample" else work.train
     accuracy = MulticlassAccuracy(10, average="micro")
-    net.train()
-    steps(net, optimizer, train)
-    net.eval()
-    total = torch.zeros(())
-    with torch.no_grad():
-        for images, labels in val:
-            scores = net(images)
-            total += nn.functional.cross_entropy(scores, labels) * len(labels)
-            accuracy.update(scores, labels)
-    return accuracy.compute().item()
+    for _ in range(work.epochs):
+        net.train()
+        steps(net, optimizer, train)
+        net.eval()
+        accuracy.reset()
+        total = torch.zeros(())
+        with torch.no_grad():
+            for images, labels in work.val:
+                scores = net(images)
+                total += nn.functional.cross_entropy(scores, labels) * len(labels)
+                accuracy.update(scores, labels)
+        yield accuracy.compute().item()
 
 
 def per_sample(work: Epochs) -> DataLoader[Any]:

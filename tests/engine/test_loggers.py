@@ -7,7 +7,6 @@ import csv
 import multiprocessing
 import os
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import torch
 from engine.callbacks import LearningRateMonitor
 from engine.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
@@ -300,33 +298,6 @@ def test_the_experiment_is_a_summary_writer_for_pictures() -> None:
     events = EventAccumulator("n/v")
     events.Reload()
     assert events.Tags()["images"] == ["picture"]
-
-
-def test_values_wait_for_a_second_and_keep_their_order_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    logger, clock = TensorBoardLogger("waiting"), [10.0]
-    monkeypatch.setattr("engine.loggers.tensorboard.time.monotonic", lambda: clock[0])
-
-    def written() -> int:
-        """Events on disk; the file begins with its version."""
-        assert logger._writer is not None
-        logger._writer.flush()  # type: ignore[no-untyped-call]
-        return len([*EventFileLoader(str(logger._files()[0])).Load()]) - 1
-
-    begin = time.time()
-    for step, (clock[0], seen) in enumerate([(10.0, 1), (10.5, 1), (10.9, 1), (11.0, 4), (11.5, 4)]):
-        logger.log_metrics({"loss": step}, step)
-        assert written() == seen
-    # Who writes by himself finds all that came before him.
-    logger.experiment.add_scalar("own", 1.0, 4)
-    logger.log_metrics({"loss": 5}, 5)
-    logger.finalize("success")
-    events = [event for event in EventFileLoader(str(logger._files()[0])).Load() if event.summary.value]
-    assert [(event.step, event.summary.value[0].tag) for event in events] == [
-        *((step, "loss") for step in range(5)),
-        *((4, "own"), (5, "loss")),
-    ]
-    times = [event.wall_time for event in events]
-    assert times == sorted(times) and begin <= times[0] and times[-1] <= time.time()
 
 
 def test_two_loggers_share_a_folder() -> None:

@@ -226,3 +226,14 @@ def test_stopping_waits_for_the_end_of_an_accumulation_window() -> None:
 def test_an_epoch_without_batches_ends_the_run_instead_of_repeating_for_ever() -> None:
     with pytest.raises(engine.MisconfigurationException, match="gave no batch in epoch 0"):
         fit(Net(), stream(0), max_epochs=-1, max_steps=5)
+
+
+def test_a_lower_max_epochs_ends_the_run_at_that_step() -> None:
+    class Lowers(engine.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 3:
+                trainer.max_epochs = trainer.current_epoch
+
+    run = trainer(max_epochs=5, callbacks=Lowers())
+    run.fit(Net(), loader())
+    assert run.global_step == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import engine
@@ -237,3 +238,44 @@ def test_a_frozen_part_is_not_trained_and_its_mode_is_kept() -> None:
     assert model.modes == [(False, False), (True, False), (False, False), (True, False), (False, False)]
     assert weights(model.frozen).equal(before)
     assert model.training and not model.frozen[1].training
+
+
+class Held:
+    """Something that a function keeps for its backward pass."""
+
+
+class Keeps(torch.autograd.Function):
+    """The identity, which keeps an object that lives as long as its node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: Held) -> Tensor:
+        ctx.held = held
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_graph_that_is_retained_does_not_outlive_its_step(manual: bool) -> None:
+    class Retains(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = not manual
+            self.alive: list[bool] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            held = Held()
+            self.held = weakref.ref(held)
+            return Keeps.apply(self.loss(batch), held)  # type: ignore[no-any-return, no-untyped-call]
+
+        def backward(self, loss: Tensor) -> None:
+            loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.alive.append(self.held() is not None)
+
+    model = Retains()
+    fit(model)
+    assert model.alive == [False] * 4

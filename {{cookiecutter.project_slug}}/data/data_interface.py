@@ -156,8 +156,9 @@ class DInterface(engine.DataModule):
                 self.num_workers = samples.workers_for(dataset, size) if len(dataset) > size else 0  # type: ignore[arg-type]
             options["num_workers"] = self.num_workers or 0 if several else 0
         if options["num_workers"]:
-            usual = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": samples.send_small_tensors}
-            options = {**usual, **options}
+            # Lightning would have workers seeded by a function that it puts in the same place.
+            by_value = None if os.environ.get("PL_SEED_WORKERS") == "1" else samples.send_small_tensors
+            options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": by_value, **options}
         if samples.makes_batches(dataset):
             options["collate_fn"] = samples.as_batch
         return DataLoader(dataset, **{"batch_size": size, "pin_memory": torch.cuda.is_available(), **options})

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 MOST_LOSSES = 1000
 
 
-def watch_loss(t: Trainer, batch_idx: int, outputs: dict[str, Any]) -> None:
+def watch_loss(t: Trainer, batch_idx: int, loss: Any) -> None:
     """Keep the loss of a batch, if it is one, to be looked at by `check_losses`; on the CPU one is looked at now."""
-    if isinstance(loss := outputs.get("loss"), torch.Tensor) and loss.numel() == 1 and t.detect_nonfinite != "off":
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and t.detect_nonfinite != "off":
         if not (loss.is_cpu and math.isfinite(loss.item())):
-            outputs["loss"] = loss = loss.detach()
-            t.losses.append((t.state.epoch, batch_idx, t.state.global_step, loss))
+            kept = loss.detach() if loss.requires_grad else loss
+            t.losses.append((t.state.epoch, batch_idx, t.state.global_step, kept))
             if len(t.losses) >= MOST_LOSSES:
                 check_losses(t)
 

@@ -153,8 +153,9 @@ def leaves_epoch(t: Trainer) -> bool:
     at_step = t.is_last_batch or state.batches_done % t.accumulate_grad_batches == 0
     if at_step and interrupted(t):
         return True
-    # Within an epoch nothing else ends a run.
-    stopping = at_step and (t.should_stop or t.max_steps != -1) and stop_reason(t) is not None
+    # What ends most runs, `max_epochs`, does so between epochs; a hook may lower it.
+    may_stop = t.should_stop or t.max_steps != -1 or t.max_epochs <= state.epoch
+    stopping = at_step and may_stop and stop_reason(t) is not None
     if (stopping or t.is_last_batch or t.val_check_batch < inf) and validation_due(t, stopping):
         validate_in_fit(t, at_step)
         # One that was broken off is done again from here, also within a window: its gradients are saved then.
@@ -272,7 +273,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
     else:
         with t.strategy.no_sync():
             outputs = forward_backward(t, batch, batch_idx)
-    watch_loss(t, batch_idx, outputs)
+    watch_loss(t, batch_idx, outputs.get("loss"))
     state.batches_done, state.total_batches, state.validated = batch_idx + 1, state.total_batches + 1, False
     state.samples_done, state.last_batch = samples_done, t.is_last_batch
     if stepping:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Methods of a module that say how gradients are clipped.
 CLIPPING = frozenset(("configure_gradient_clipping", "clip_gradients"))
-# Hooks without which the optimizer takes gradients as they are; under fp16 it has one that unscales them.
+# Hooks without which gradients go to the optimizer as they are; fp16, which unscales them, brings an `optimizer_step`.
 PREPARING = CLIPPING | {"on_before_optimizer_step", "optimizer_step"}
 
 
@@ -34,8 +34,8 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     Gradients of the previous window are cleared between forward and backward, as in Lightning.
 
     Returns:
-        What `on_train_batch_end` gets: the loss, divided by the accumulation, and the step's other values. The loss is
-        still to be detached, which only who looks at it needs.
+        What `on_train_batch_end` gets: the loss, divided by the accumulation, and the step's other values. On the CPU
+        the loss is still to be detached, which only a hook needs; elsewhere, its graph is not to outlive this.
     """
     step, given = t.strategy.training_step, (batch, batch_idx) if t.step_takes_batch_idx else (batch,)
     if t.precision_plugin.plain:
@@ -61,7 +61,7 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     if t.accumulate_grad_batches > 1:
         loss = loss / t.accumulate_grad_batches
     backward(t, loss)
-    return {"loss": loss, **extra}
+    return {"loss": loss if loss.is_cpu and "backward" not in t.hooked else loss.detach(), **extra}
 
 
 def backward(t: Trainer, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -130,14 +130,14 @@ def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
 
 
 def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
-    """Run a training step that computes gradients and steps optimizers itself; returns its values."""
+    """Run a training step that computes gradients and steps optimizers itself; returns its values, detached."""
     with t.precision_plugin.context:
         output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
     if output is not None and not isinstance(output, Tensor | Mapping):
         raise MisconfigurationException(
             f"training_step returned {type(output).__name__}; return a tensor, a dict, or None"
         )
-    return {} if output is None else dict(output) if isinstance(output, Mapping) else {"loss": output}
+    return detached({} if output is None else dict(output) if isinstance(output, Mapping) else {"loss": output})
 
 
 def detached(outputs: dict[str, Any]) -> dict[str, Any]:

@@ -322,7 +322,7 @@ class Trainer(TrainerArguments, TrainerProperties):
                 an unknown number.
         """
         interval, count = self.val_check_interval, self.num_training_batches
-        if self.val_check_time is not None or interval == 1.0 and type(interval) is float:
+        if interval == 1.0 and type(interval) is float or self.val_check_time is not None:
             return math.inf if self.val_check_time is None else 1
         if type(interval) is int:
             if interval > count and self.check_val_every_n_epoch is not None and self.validates:

@@ -68,8 +68,8 @@ class RichProgressBar(ProgressBar):
     """A bar while batches run, and one line for every finished epoch.
 
     The bar reads counters of the host and the values of the last flush, never the device. It is drawn between batches,
-    not in a thread beside them, and so seldom that this takes half a percent of the time. Where the output is no
-    terminal, the bar is left out; an epoch that takes long still prints a line now and then.
+    not in a thread beside them, and so seldom that drawing takes about half a percent of the time. Where the output is
+    no terminal, the bar is left out; an epoch that takes long still prints a line now and then.
 
     Args:
         refresh_rate: Times a second that the bar is drawn, at most; 0 for never, and no lines.
@@ -158,12 +158,13 @@ class RichProgressBar(ProgressBar):
         self._done, self._next_update = 0, time.monotonic() + self._interval
         if not self.is_enabled or not self._console.is_terminal:
             return
-        from rich import progress as rich
+        from rich import progress
 
-        columns = (rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=30), rich.MofNCompleteColumn())
-        values = (rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[values]}"))
+        done = (progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=30))
+        columns = (*done, progress.MofNCompleteColumn(), progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+        values = progress.TextColumn("{task.fields[values]}")
         how: dict[str, Any] = {"console": self._console, "transient": not self._leave, "auto_refresh": False}
-        self._progress = rich.Progress(*columns, *values, **how)
+        self._progress = progress.Progress(*columns, values, **how)
         self._progress.add_task(label, total=None if total == float("inf") else total, values="")
         self._progress.start()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -54,8 +53,6 @@ class TensorBoardLogger(FolderLogger):
         super().__init__(save_dir, name, version, prefix)
         self.sub_dir = None if sub_dir is None else os.fspath(sub_dir)
         self._log_graph, self._default_hp_metric, self._options = log_graph, default_hp_metric, kwargs
-        # Events that were logged within a second: each on its own has the file opened, in a thread that is woken up.
-        self._waiting, self._handed_over = list[tuple[Any, int | None, float]](), 0.0
 
     @property
     def log_dir(self) -> str:
@@ -73,9 +70,6 @@ class TensorBoardLogger(FolderLogger):
 
             make_folder(Path(self.log_dir))
             self._writer = SummaryWriter(self.log_dir, **self._options)
-        (waiting, self._waiting), self._handed_over = (self._waiting, []), time.monotonic()
-        for event in waiting:
-            self._writer._get_file_writer().add_summary(*event)  # type: ignore[no-untyped-call]
         return self._writer
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -88,9 +82,7 @@ class TensorBoardLogger(FolderLogger):
 
             # One event for all of them, which takes half of the time.
             scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
-            self._waiting.append((Summary(value=scalars), step, time.time()))
-            if time.monotonic() - self._handed_over >= 1.0:
-                self.experiment  # noqa: B018
+            self.experiment._get_file_writer().add_summary(Summary(value=scalars), step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
         """Write hyper-parameters to `hparams.yaml`, and for TensorBoard's HPARAMS page.
@@ -152,13 +144,13 @@ class TensorBoardLogger(FolderLogger):
     def save(self) -> None:
         """Bring everything to disk."""
         if self._writer is not None:
-            self.experiment.flush()
+            self._writer.flush()
 
     def finalize(self, status: str) -> None:
         """Close the file; logging again would open another one."""
         if self._writer is not None:
-            self.experiment.close()
-            self._writer, self._handed_over = None, 0.0
+            self._writer.close()
+            self._writer = None
 
     def _files(self) -> list[Path]:
         return sorted(Path(self.log_dir).glob("events.out.tfevents.*"))
