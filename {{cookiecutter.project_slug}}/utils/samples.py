@@ -126,10 +126,12 @@ def send_small_tensors(worker_id: int) -> None:
 
 def _reduce(tensor: Tensor) -> tuple[Any, ...]:
     """How a tensor is pickled on its way to another process."""
+    # A view that negates or conjugates, as `.conj()` gives one, would arrive without doing so.
+    tensor = tensor.resolve_neg().resolve_conj()
     is_plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.requires_grad
     # NumPy would store what is not contiguous in an order of its own.
     if is_plain and tensor.dtype in SENT_TYPES and tensor.is_contiguous() and tensor.nbytes <= SMALL_BYTES:
-        return torch.from_numpy, (tensor.resolve_neg().numpy(),)
+        return torch.from_numpy, (tensor.numpy(),)
     return reduce_tensor(tensor)
 
 
