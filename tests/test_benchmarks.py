@@ -49,7 +49,8 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
         # What is met is what was measured, however busy the machine is.
         assert ours["goal"] == f"≤ {limit:g}" and ours["met"] is (ours["value"] <= limit)
     calls = {name: int(row["cells"]["calls"]) for name, row in quiet.items()}
-    assert 20 < calls["bare loop"] < calls["this Trainer"] <= calls["bare loop"] + 100
+    # Reading a DataLoader takes the loop by hand more calls than the engine adds to a step.
+    assert 50 < calls["this Trainer"] <= calls["bare loop"] < 200
     assert [row["cells"]["frames"] for row in quiet.values()] == ["0", "6"]
     assert list(by_key["epoch/digits"]) == ["bare loop", "this Trainer", "generated project"]
     assert {row["goal"] for row in by_key["epoch/digits"].values()} == {""}
