@@ -7,6 +7,7 @@ import csv
 import multiprocessing
 import os
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,17 @@ def test_tensorboard_reads_back_what_was_logged() -> None:
         expected = memory.of(name)
         assert [step for step, _ in logged[name]] == [step for step, _ in expected]
         assert [value for _, value in logged[name]] == pytest.approx([value for _, value in expected])
+
+
+def test_an_event_is_in_the_file_once_it_is_logged_and_no_thread_waits_for_another() -> None:
+    before, logger = threading.active_count(), TensorBoardLogger(".", "n", "v", max_queue=5, flush_secs=60)
+    for step in range(3):
+        logger.log_metrics({"x": float(step)}, step)
+        assert scalars("n/v")["x"] == [(s, s) for s in range(step + 1)]
+    logger.experiment.add_text("t", "text")
+    logger.finalize("success")
+    logger.log_metrics({"y": 1.0}, 4)
+    assert scalars("n/v")["y"] == [(4, 1.0)] and threading.active_count() == before
 
 
 class Nested:

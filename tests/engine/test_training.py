@@ -47,6 +47,35 @@ def test_a_limit_cuts_the_last_window_too() -> None:
     torch.testing.assert_close(weights(model), by_hand(list(loader(8)), window=3), rtol=0, atol=1e-6)
 
 
+class KeepsZeros(torch.optim.SGD):
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none=False)
+
+
+def with_attribute(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    optimizer: Any = torch.optim.SGD(parameters, lr=lr)
+    clear = optimizer.zero_grad
+    optimizer.zero_grad = lambda: clear(set_to_none=False)
+    return optimizer  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("make", "kept"), [(torch.optim.SGD, False), (KeepsZeros, True), (with_attribute, True)])
+def test_an_optimizer_that_clears_gradients_in_its_own_way_is_asked_to(make: Any, kept: bool) -> None:
+    seen = list[bool]()
+
+    class Model(Net):
+        def configure_optimizers(self) -> Any:
+            return make(self.parameters(), lr=0.1)
+
+        def on_before_backward(self, loss: Tensor) -> None:
+            seen.append(all(p.grad is not None for p in self.parameters()))
+
+    model = Model()
+    fit(model, loader(8))
+    assert seen == [False] + [kept] * 3
+    torch.testing.assert_close(weights(model), by_hand(list(loader(8))), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "clip"),
     [

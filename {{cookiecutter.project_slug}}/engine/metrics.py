@@ -190,12 +190,7 @@ class MetricStore:
     def state_dict(self, metric_names: Mapping[int, str]) -> dict[str, Any]:
         """All running values; `metric_names` tells by `id` what torchmetrics objects are called in the module."""
         running = [
-            [
-                *(stage, scope.name, *key),
-                m.loader,
-                [*m.options],
-                *(m.last, m.total, m.weight, metric_names.get(id(m.metric))),
-            ]
+            [stage, scope.name, *key, m.loader, [*m.options], m.last, m.total, m.weight, metric_names.get(id(m.metric))]
             for (stage, scope, *key), m in self.meters.items()
             if m.last is not None or m.total is not None or (m.metric is not None and m.metric._update_count)
         ]
@@ -208,9 +203,7 @@ class MetricStore:
             raise TypeError("validated is true or false")
         for stage, scope, name, tag, loader, options, last, total, weight, metric in state["meters"]:
             for value in (last, total, weight):
-                if not (
-                    value is None or isinstance(value, int | float) or (isinstance(value, Tensor) and not value.ndim)
-                ):
+                if not isinstance(value, int | float | None) and not (isinstance(value, Tensor) and not value.ndim):
                     raise TypeError(f"{name}: one number expected")
             values = {"last": last, "total": total, "weight": weight, "metric": metrics.get(metric)}
             self.meters[stage, Scope[scope], name, tag] = Meter(name, loader, LogOptions(*options), **values)

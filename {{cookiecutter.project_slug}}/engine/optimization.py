@@ -51,7 +51,10 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
         if "optimizer_zero_grad" in t.hooked:
             t.module.optimizer_zero_grad(t.state.epoch, batch_idx, optimizer)
         else:
-            optimizer.zero_grad()
+            # What `zero_grad` does, which takes twenty times as long to tell torch's profiler of it.
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
     if loss is None:
         if not distributed.active():
             return extra
@@ -141,9 +144,11 @@ def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
 
 
 def detached(outputs: dict[str, Any]) -> dict[str, Any]:
-    """What a training step has given, with its loss, if that is a tensor, cut off from what it was computed from."""
+    """What a training step has given, its loss, if that is a tensor, now cut off from what it was computed from."""
     loss = outputs.get("loss")
-    return {**outputs, "loss": loss.detach()} if isinstance(loss, Tensor) and loss.requires_grad else outputs
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        outputs["loss"] = loss.detach()
+    return outputs
 
 
 def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False) -> None:

@@ -33,7 +33,8 @@ class TensorBoardLogger(FolderLogger):
             shows them only with one.
         prefix: Text in front of all names of metrics, with a dash.
         sub_dir: Folder within that of the run.
-        **kwargs: Further arguments of `torch.utils.tensorboard.SummaryWriter`.
+        **kwargs: Further arguments of `torch.utils.tensorboard.SummaryWriter`. Events are written at once, whatever
+            `max_queue` and `flush_secs` allow.
     """
 
     _writer: SummaryWriter | None = None
@@ -70,6 +71,10 @@ class TensorBoardLogger(FolderLogger):
 
             make_folder(Path(self.log_dir))
             self._writer = SummaryWriter(self.log_dir, **self._options)
+            # Events are written by who logs them: to hand one over to TensorBoard's thread takes longer.
+            events = self._writer._get_file_writer().event_writer
+            events._async_writer._worker.stop()
+            events._async_writer = events._async_writer._writer
         return self._writer
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
