@@ -98,9 +98,7 @@ def _of_all(t: Trainer, name: str, own: Any) -> list[Any]:
     spread = name == "gradients" and t.device_mesh is not None
     if spread:
         return [own]
-    # Not without need: the state of random numbers has thousands of parts to look at.
-    here = own if t.device == CPU else move_to_device(own, CPU)
-    return distributed.one_of_each_group(distributed.all_gather(here))
+    return distributed.one_of_each_group(distributed.all_gather(move_to_device(own, CPU)))
 
 
 def moment(t: Trainer) -> Checkpoint:

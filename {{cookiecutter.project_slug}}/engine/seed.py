@@ -91,10 +91,12 @@ def seed_cpu(number: int) -> None:
 
 def capture_rng(gpu: bool = True) -> dict[str, Any]:
     """The state of the generators of Python, NumPy, torch and this process's GPU, as primitives and tensors."""
+    version, words, reserve = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
+    # Tensors, since a checkpoint takes each of the 625 numbers by itself otherwise.
     return {
-        "python": random.getstate(),
-        "numpy": (str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
+        "python": (version, torch.tensor(words), reserve),
+        "numpy": (str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if gpu and torch.cuda.is_available() else None,
     }
@@ -102,8 +104,11 @@ def capture_rng(gpu: bool = True) -> dict[str, Any]:
 
 def restore_rng(state: dict[str, Any]) -> None:
     """Put back what `capture_rng` returned; a state of a device that is not here is left out."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    # Older checkpoints have plain numbers in the place of tensors.
+    version, words, reserve = state["python"]
+    random.setstate((version, tuple(torch.as_tensor(words).tolist()), reserve))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
