@@ -1,8 +1,9 @@
 """A process in which one contender does its work, block by block, whenever it is told to.
 
-Before each block the loop written by hand does one of its own, in the same process, with a net of its own: what makes
-a process slow for as long as it lives, such as where its memory lies, makes both slow. `turns.py` starts it, and talks
-to it over a socket.
+Within each block it takes turns with the loop written by hand, every few steps, in the same process: what makes a
+process slow for as long as it lives, such as where its memory lies, makes both slow, and so does what slows the machine
+for a tenth of a second. That loop has a net of its own, and has done as many steps at the end of each block. `turns.py`
+starts a contender, and talks to it over a socket.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import json
 import os
 import socket
@@ -17,7 +19,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +28,9 @@ import torch
 import work
 from contenders import bare
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+# Batches between two turns of an epoch.
+PIECE = 8
 
 
 class Turn:
@@ -37,7 +42,8 @@ class Turn:
         counted: Number of the block of which Python calls are counted instead of time; None to count none.
 
     Attributes:
-        by_hand: Does a block of the loop written by hand.
+        by_hand: Does the next piece of a block of the loop written by hand.
+        rest_by_hand: Does what is left of it.
         warm_up: Does a little of the same, on another net, since caches are cold when a process goes on.
         whose: "hand_" while one of them runs, otherwise empty.
     """
@@ -46,39 +52,50 @@ class Turn:
         self.line = socket.socket(fileno=descriptor).makefile("rw", encoding="utf-8")
         self.total, self.block, self.counted = blocks, -1, counted
         self.counter = CallCounter()
-        self.whose, self.hand = "", (0.0, 0.0)
         self.by_hand: Callable[[], Any] = lambda: None
-        self.warm_up: Callable[[], Any] = lambda: None
+        self.rest_by_hand = self.warm_up = self.by_hand
+        self.whose, self.spent = "", dict.fromkeys(("aside_cpu", "aside_wall", "hand_cpu", "hand_wall"), 0.0)
         self.begin = time.process_time(), time.perf_counter()
 
     def border(self) -> None:
-        """Tell what the block that is over has cost, wait for the next turn, and do a block by hand."""
+        """Tell what the block that is over has cost, wait for the next turn, and do the first piece by hand."""
         sys.setprofile(None)
+        self._aside(self.rest_by_hand, "hand")
         # CPU time is of all threads, so that what a contender does behind its loop's back counts, too: also while the
         # loop by hand runs, which has one thread, and while this one talks to the driver.
-        now = time.process_time(), time.perf_counter()
-        cost = {"cpu": now[0] - self.begin[0], "wall": now[1] - self.begin[1]}
-        self.tell({**cost, "hand_cpu": self.hand[0], "hand_wall": self.hand[1]})
+        now, spent = (time.process_time(), time.perf_counter()), self.spent
+        cost = {
+            "cpu": now[0] - self.begin[0] - spent["aside_cpu"],
+            "wall": now[1] - self.begin[1] - spent["aside_wall"],
+        }
+        self.tell({**cost, "hand_cpu": spent["hand_cpu"], "hand_wall": spent["hand_wall"]})
         if not self.line.readline():
             os._exit(1)  # nobody is there any more
+        self.begin, self.spent = (now[0], time.perf_counter()), dict.fromkeys(spent, 0.0)
         self.block += 1
-        spent = 0.0
         if self.block < self.total:
-            with torch.enable_grad():
-                spent = self._run_by_hand()
-        self.begin = now[0] + spent, time.perf_counter()
+            self._aside(self.warm_up)
+            self.between()
+
+    def between(self) -> None:
+        """Do a piece by hand, within a block."""
+        sys.setprofile(None)
+        self._aside(self.by_hand, "hand")
         if self.block == self.counted:
             sys.setprofile(self.counter)
 
-    def _run_by_hand(self) -> float:
-        """Do a block by hand, and note what it has cost; returns the CPU time of all that, in this thread."""
-        self.whose, start = "hand_", time.thread_time()
-        self.warm_up()
-        begin = time.thread_time(), time.perf_counter()
-        self.by_hand()
-        end = time.thread_time(), time.perf_counter()
-        self.whose, self.hand = "", (end[0] - begin[0], end[1] - begin[1])
-        return end[0] - start
+    def _aside(self, work: Callable[[], Any], name: str = "aside") -> None:
+        """Work that is not the contender's, and note what it has cost."""
+        self.whose, begin = "hand_", (time.thread_time(), time.perf_counter())
+        # A contender may validate just now.
+        with torch.inference_mode(False), torch.enable_grad():
+            work()
+        cost = {"cpu": time.thread_time() - begin[0], "wall": time.perf_counter() - begin[1]}
+        self.whose = ""
+        for clock, seconds in cost.items():
+            self.spent[f"aside_{clock}"] += seconds
+            if name == "hand":
+                self.spent[f"hand_{clock}"] += seconds
 
     def tell(self, what: dict[str, Any]) -> None:
         """Send a line."""
@@ -122,18 +139,21 @@ def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any
     """Train on batches in memory."""
     task = work.TASKS[options.task]
     size, ready = options.steps, work.digits(options.steps)
-    batches = work.Blocks(ready, options.blocks, turn.border)
+    piece = size // options.pieces
+    pieces = itertools.cycle([turn.border] + [turn.between] * (options.pieces - 1))
+    batches = work.Blocks(ready, options.blocks, lambda: next(pieces)(), piece)
     # Where calls are counted, no block has a checkpoint.
     save_every = size if options.counted is None else len(batches.loader) + 1
     chosen = work.make_work(task, batches.loader, options.folder, options.realistic, save_every, options.variant)
     batches.watch(chosen.net)
     hand, spare = ByHand(task, options.folder), ByHand(task, options.folder)
-    turn.by_hand = functools.partial(hand.train, work.in_memory(ready))
+    # One more than the blocks have, as the contender has.
+    by_hand = iter(work.in_memory([*ready * options.blocks, ready[0]]))
+    turn.by_hand = lambda: hand.train(itertools.islice(by_hand, piece))
     turn.warm_up = functools.partial(spare.train, work.in_memory(ready[: max(1, size // 10)]))
     module.train(chosen)
     sys.setprofile(None)
-    # The contender has had one batch more.
-    hand.train(ready[:1])
+    hand.train(by_hand)
     torch.save([flat(chosen.net), flat(hand.net)], options.folder / "weights.pt")
     return {"calls": turn.counter.calls / size, "frames": turn.counter.frames}
 
@@ -164,18 +184,46 @@ def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[s
     what = (options.task, options.blocks, options.folder)
     task = epochs.make_epochs(*what, turn.border, options.samples, options.variant)
     other = epochs.make_epochs(*what, lambda: None, options.samples)
-    turn.by_hand = functools.partial(next, bare.each_epoch(other))
+    hand = EpochsByHand(bare.each_batch(other))
+    turn.by_hand, turn.rest_by_hand, turn.warm_up = hand.some, hand.rest, hand.begin
     accuracy = module.epochs(task)
     turn.border()
     return {**done, "accuracy": accuracy}
 
 
+class EpochsByHand:
+    """The loop by hand, some batches at a time; it stops at the end of an epoch until `begin`."""
+
+    def __init__(self, batches: Iterator[float | None]) -> None:
+        self.batches, self.over = batches, True
+
+    def begin(self) -> None:
+        """Let the next epoch begin."""
+        self.over = False
+
+    def some(self) -> None:
+        """Do the next batches of the epoch, if there are any left."""
+        for _ in range(PIECE):
+            # An accuracy comes after the last one.
+            self.over = self.over or next(self.batches) is not None
+
+    def rest(self) -> None:
+        """Do all that are left of it."""
+        while not self.over:
+            self.some()
+
+
 def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
-    """Count optimizer steps, and samples that nets of a class see in training and in evaluation; by hand apart."""
+    """Count optimizer steps, and samples that nets of a class see in training and in evaluation; by hand apart.
+
+    Every `PIECE` batches of the contender it is the loop's turn that is written by hand.
+    """
     done: Counter[str] = Counter()
-    forward = net.forward
+    forward, batches = net.forward, itertools.count(1)
 
     def count_samples(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        if not turn.whose and next(batches) % PIECE == 0:
+            turn.between()
         done[turn.whose + ("trained" if self.training else "validated")] += len(images)
         return forward(self, images)
 
@@ -191,7 +239,7 @@ def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
 def until_first_step(module: str, variant: str) -> None:
     """Train as if for long; whoever measures the start ends the process at the first step."""
     torch.set_num_threads(1)
-    batches = work.Blocks(work.digits(4), 1, lambda: None)
+    batches = work.Blocks(work.digits(4), 1, lambda: None, 4)
     chosen = work.make_work(work.TASKS["standard_net"], batches.loader, Path.cwd(), variant=variant)
     importlib.import_module(module).train(chosen)
 
@@ -211,6 +259,7 @@ def main() -> None:
     parser.add_argument("--variant", default="")
     parser.add_argument("--realistic", action="store_true")
     parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--pieces", type=int, default=1)
     parser.add_argument("--counted", type=int)
     parser.add_argument("--samples", type=int, default=0)
     options = parser.parse_args()

@@ -138,7 +138,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Start this file once for each process, and measure there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"batch_size": 64, "blocks": 20}.items():
+    for name, default in {"batch_size": 64, "blocks": 40}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     arguments = parser.parse_args()
     if "RANK" in os.environ:

@@ -29,20 +29,23 @@ class Race(NamedTuple):
         launches: How often all processes are started.
         rounds: Rounds of a launch.
         steps: Steps of a round, at whose end a checkpoint is due in the realistic mode.
+        pieces: Turns within a round.
     """
 
     goal: float
     launches: int
     rounds: int
     steps: int
+    pieces: int
 
 
-# By task and mode. Blocks are long enough for caches, which are cold when a process goes on, not to count.
+# By task and mode. A turn takes about a twentieth of a second: long enough for caches, which are cold when it begins,
+# not to count, and shorter than most of what slows a machine.
 RACES = {
-    ("tiny", "quiet"): Race(1.05, 3, 10, 600),
-    ("tiny", "realistic"): Race(1.10, 3, 5, 2000),
-    ("standard_net", "quiet"): Race(1.02, 3, 8, 40),
-    ("standard_net", "realistic"): Race(1.02, 3, 5, 60),
+    ("tiny", "quiet"): Race(1.05, 3, 8, 1000, 5),
+    ("tiny", "realistic"): Race(1.10, 3, 5, 2000, 10),
+    ("standard_net", "quiet"): Race(1.02, 3, 8, 40, 8),
+    ("standard_net", "realistic"): Race(1.02, 3, 5, 60, 12),
 }
 BESIDE = {
     "quiet": "nothing beside the training",
@@ -99,15 +102,15 @@ def counts(task: str, mode: str, chosen: Sequence[Contender]) -> dict[str, Count
 
 def table(task: str, mode: str, chosen: Sequence[Contender], length: Race, counting: bool) -> Table:
     """Race on a task, in a mode."""
-    goal, launches, rounds, size = length
+    goal, launches, rounds, size, pieces = length
     about = TASKS[task].about
     title = f"{mode} step of {task} ({about}), batches of {BATCH_SIZE}: {BESIDE[mode]}"
     note = f"CPU time, medians of {launches} launches of {rounds} rounds of {size} steps; "
-    note += "ratios are to the loop by hand, which takes turns with each contender within its process."
+    note += f"ratios are to the loop by hand, which takes turns with each contender every {size // pieces} steps."
     if mode == "realistic":
         note += f" A checkpoint every {size} steps. “{BARE}, realistic”: the same with tqdm, SummaryWriter, torch.save."
     result = Table(title, "contender", note, f"step/{task}/{mode}")
-    words = ["--blocks", str(rounds + 1), "--steps", str(size)]
+    words = ["--blocks", str(rounds + 1), "--steps", str(size), "--pieces", str(pieces)]
     counted = counts(task, mode, chosen) if counting else {}
     racing = race_anew(entries(task, mode, chosen, words), "steps", rounds, launches, check_same_work)
     for racer in racing:
@@ -156,7 +159,7 @@ def main() -> None:
             length = usual._replace(launches=arguments.launches or usual.launches)
             results.append(table(task, mode, chosen, length, counting=task == "tiny"))
         elif task == "tiny":
-            short = usual._replace(launches=1, rounds=1, steps=LOG_EVERY)
+            short = usual._replace(launches=1, rounds=1, steps=LOG_EVERY, pieces=5)
             results.append(table(task, mode, chosen, short, counting=mode == "quiet"))
     record("step", results)
 

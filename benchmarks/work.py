@@ -95,19 +95,20 @@ class Blocks:
     Args:
         batches: One block.
         blocks: How many.
-        border: Called before each block, and after the last. One more batch follows, so that even those who never ask
-            for what comes after the end get there.
+        border: Called before every `size` batches, and after the last. One more batch follows, so that even those who
+            never ask for what comes after the end get there.
+        size: Batches between two calls of `border`.
 
     Attributes:
         loader: Gives them one by one: without workers, and without making batches of samples.
     """
 
-    def __init__(self, batches: list[Batch], blocks: int, border: Callable[[], None]) -> None:
-        self.border, self.size, self.steps = border, len(batches), 0
+    def __init__(self, batches: list[Batch], blocks: int, border: Callable[[], None], size: int) -> None:
+        self.border, self.size, self.steps = border, size, 0
         self.loader = in_memory([*batches * blocks, batches[0]])
 
     def watch(self, net: nn.Module) -> None:
-        """Stop at a border within the net, as the first thing in a step: so a block holds whole rounds of a loop."""
+        """Stop at a border within the net, as the first thing in a step: so whole rounds of a loop lie between."""
         forward = net.forward
 
         def watched(images: Tensor) -> Any:

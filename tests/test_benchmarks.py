@@ -88,7 +88,7 @@ def test_who_does_less_is_refused(bench: SimpleNamespace, tmp_path: Path, monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     chosen = [bench.contenders.CONTENDERS[0], bench.contenders.Contender("lazy", "lazy", "torch")]
     with pytest.raises(RuntimeError, match="lazy ended with other weights than the bare loop"):
-        bench.step.table("tiny", "quiet", chosen, bench.step.Race(1.05, 1, 1, 20), counting=False)
+        bench.step.table("tiny", "quiet", chosen, bench.step.Race(1.05, 1, 1, 20, 2), counting=False)
 
 
 def test_epochs_of_less_are_refused(bench: SimpleNamespace) -> None:

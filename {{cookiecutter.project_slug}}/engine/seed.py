@@ -96,7 +96,13 @@ def capture_rng(gpu: bool = True) -> dict[str, Any]:
     # Tensors, since a checkpoint takes each of the 625 numbers by itself otherwise.
     return {
         "python": (version, torch.tensor(words), reserve),
-        "numpy": (str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "numpy": (
+            str(name),
+            torch.from_numpy(np.asarray(keys, np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if gpu and torch.cuda.is_available() else None,
     }

@@ -72,7 +72,7 @@ class TensorBoardLogger(FolderLogger):
             make_folder(Path(self.log_dir))
             self._writer = SummaryWriter(self.log_dir, **self._options)
             # Events are written by who logs them: to hand one over to TensorBoard's thread takes longer.
-            events = self._writer._get_file_writer().event_writer
+            events = self._writer._get_file_writer().event_writer  # type: ignore[no-untyped-call]
             events._async_writer._worker.stop()
             events._async_writer = events._async_writer._writer
         return self._writer
