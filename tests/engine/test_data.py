@@ -339,8 +339,9 @@ def test_a_rebuilt_loader_keeps_its_other_arguments() -> None:
 
 def test_evaluation_keeps_the_order_of_an_unshuffled_set() -> None:
     outputs = trainer().predict(model := Net(), loader(7))
-    assert outputs is not None
-    assert torch.cat(outputs).equal(model(dataset(7)[:][0]))
+    # In the same batches: how many samples are multiplied at once may decide about the last bit.
+    assert outputs is not None and [len(output) for output in outputs] == [2, 2, 2, 1]
+    assert all(output.equal(model(x)) for output, x in zip(outputs, dataset(7)[:][0].split(2), strict=True))
 
 
 @pytest.mark.parametrize(("seed", "ok"), [(0, True), (2**32 - 1, True), (-1, False), (2**32, False)])

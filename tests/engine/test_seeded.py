@@ -15,6 +15,7 @@ import torch
 from engine.data import prepare_loader
 from engine.reading import start_epoch
 from engine.samples import SeededDataset
+from engine.seed import capture_rng, restore_rng
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 from toy import Net, fit, loader, same_bits, weights
 
@@ -248,3 +249,23 @@ def test_what_converts_single_samples_draws_for_the_sample_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(two_epochs(**single, num_workers=2), alone)
     assert alone[0, :, -1].unique().numel() == SIZE and not torch.equal(alone[0], alone[1])
+
+
+def older(state: dict[str, Any]) -> dict[str, Any]:
+    """The same state as checkpoints held it before: without tensors for Python and NumPy."""
+    (version, words, reserve), (name, keys, *rest) = state["python"], state["numpy"]
+    return {**state, "python": (version, tuple(words.tolist()), reserve), "numpy": (name, keys.tolist(), *rest)}
+
+
+@pytest.mark.parametrize("form", [dict, older])
+def test_generators_go_on_from_a_state_that_was_saved(form: Any, tmp_path: Any) -> None:
+    def draws() -> list[float]:
+        normal = [random.gauss(0, 1), np.random.normal(), np.random.normal(), float(torch.randn(()))]
+        return [*normal, random.random(), float(np.random.rand())]
+
+    # Of the normal numbers, which come in pairs, the second is in reserve.
+    random.gauss(0, 1), np.random.normal()
+    torch.save(form(capture_rng()), tmp_path / "state.pt")
+    expected = draws()
+    restore_rng(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draws() == expected

@@ -144,11 +144,9 @@ def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
 
 
 def detached(outputs: dict[str, Any]) -> dict[str, Any]:
-    """What a training step has given, its loss, if that is a tensor, now cut off from what it was computed from."""
+    """What a training step has given, with its loss, if that is a tensor, cut off from what it was computed from."""
     loss = outputs.get("loss")
-    if isinstance(loss, Tensor) and loss.requires_grad:
-        outputs["loss"] = loss.detach()
-    return outputs
+    return {**outputs, "loss": loss.detach()} if isinstance(loss, Tensor) and loss.requires_grad else outputs
 
 
 def step_learning_rates(t: Trainer, unit: str, count: int, plateau: bool = False) -> None:

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,18 +91,11 @@ def seed_cpu(number: int) -> None:
 
 def capture_rng(gpu: bool = True) -> dict[str, Any]:
     """The state of the generators of Python, NumPy, torch and this process's GPU, as primitives and tensors."""
-    version, words, reserve = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
     # Tensors, since a checkpoint takes each of the 625 numbers by itself otherwise.
+    python, numpy = random.getstate(), cast(Any, np.random.get_state())
     return {
-        "python": (version, torch.tensor(words), reserve),
-        "numpy": (
-            str(name),
-            torch.from_numpy(np.asarray(keys, np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ),
+        "python": (python[0], torch.tensor(python[1]), python[2]),
+        "numpy": (numpy[0], torch.tensor(numpy[1].tolist()), *numpy[2:]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if gpu and torch.cuda.is_available() else None,
     }
