@@ -42,10 +42,10 @@ class Race(NamedTuple):
 # By task and mode. A turn takes about a twentieth of a second: long enough for caches, which are cold when it begins,
 # not to count, and shorter than most of what slows a machine.
 RACES = {
-    ("tiny", "quiet"): Race(1.05, 3, 8, 1000, 5),
-    ("tiny", "realistic"): Race(1.10, 3, 5, 2000, 10),
-    ("standard_net", "quiet"): Race(1.02, 3, 8, 40, 8),
-    ("standard_net", "realistic"): Race(1.02, 3, 5, 60, 12),
+    ("tiny", "quiet"): Race(1.05, 2, 8, 1000, 5),
+    ("tiny", "realistic"): Race(1.10, 2, 4, 4000, 20),
+    ("standard_net", "quiet"): Race(1.02, 2, 8, 40, 8),
+    ("standard_net", "realistic"): Race(1.02, 2, 4, 120, 24),
 }
 BESIDE = {
     "quiet": "nothing beside the training",

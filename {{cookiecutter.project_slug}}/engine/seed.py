@@ -94,8 +94,8 @@ def capture_rng(gpu: bool = True) -> dict[str, Any]:
     # Tensors, since a checkpoint takes each of the 625 numbers by itself otherwise.
     python, numpy = random.getstate(), cast(Any, np.random.get_state())
     return {
-        "python": (python[0], torch.tensor(python[1]), python[2]),
-        "numpy": (numpy[0], torch.tensor(numpy[1].tolist()), *numpy[2:]),
+        "python": (python[0], torch.from_numpy(np.array(python[1])), python[2]),
+        "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if gpu and torch.cuda.is_available() else None,
     }
