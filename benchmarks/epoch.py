@@ -2,9 +2,9 @@
 
 All train the same net with the same optimizer on the same samples in the same order, read by the same datasets, on one
 thread, and take turns, epoch by epoch. In each process the loop by hand takes turns with the contender, every few
-batches, and a ratio is to that loop. Two tasks: the digits that come with a generated project, and 60,000 images of 28 x 28 pixels in MNIST's
-file format, of which a tenth is validated on, and which the loop by hand also reads the usual way. A further row is a
-generated project as it comes, with an order of its own and what it does beside the training.
+batches, and a ratio is to that loop. Two tasks: the digits that come with a generated project, and 60,000 images of
+28 x 28 pixels in MNIST's file format, of which a tenth is validated on, and which the loop by hand also reads the usual
+way. A further row is a generated project as it comes, with an order of its own and what it does beside the training.
 """
 
 from __future__ import annotations
