@@ -1,15 +1,14 @@
 """Where the microseconds go that a step takes under this Trainer, and by hand does not: function by function.
 
 Both train the tiny net on the same batches in memory, under Python's profiler. It makes each call of Python more
-expensive, so that times are upper limits; calls are exact. Functions of torch that both call equally often are left
-out. What the loop by hand calls and this Trainer does not has rows of its own, with numbers below zero.
+expensive, so that times are upper limits; calls are exact. Functions that both call equally often are left out. What
+the loop by hand calls more often than this Trainer has rows of its own, with numbers below zero.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
-import os
 import pstats
 import sys
 import time
@@ -29,8 +28,14 @@ from tables import Table, record
 from work import TASKS, digits, make_work
 
 ENGINE, HERE = str(Path(engine.__file__).parent), str(Path(__file__).parent)
-READING_BY_TORCH = "by hand: the iterator of torch's DataLoader"
-CLEARING_BY_TORCH = "by hand: torch's zero_grad, which tells its profiler of itself"
+PROFILER = "by hand: both of these tell torch's profiler of themselves"
+# Files of torch, and what the loop by hand enters them for.
+BY_HAND = {
+    "torch/utils/data/": "by hand: the iterator of torch's DataLoader",
+    "torch/optim/": "by hand: zero_grad",
+    "torch/autograd/profiler": PROFILER,
+    "torch/_ops": PROFILER,
+}
 TASK = TASKS["tiny"]
 # What the functions of the engine are for, by the name of the function; others are counted together.
 PURPOSES = {
@@ -97,15 +102,21 @@ def profile(train: Callable[[Any], None], steps: int) -> Profiled:
     return profiled
 
 
-def purpose_of(file: str, line: int, name: str) -> str:
-    """What a function is for; empty if it belongs to the loops that are compared."""
-    if file.startswith(ENGINE):
-        return PURPOSES.get(name, "other functions")
+def purpose_of(file: str, name: str, more: bool) -> str:
+    """What a function is for that the engine calls `more` often than the loop by hand, or less often.
+
+    Empty if it belongs to the loops that are compared.
+    """
     if file.startswith(HERE):
         return ""
+    if file.startswith(ENGINE):
+        return PURPOSES.get(name, "other functions")
     if file == "~":
-        return "built-in functions, such as isinstance, item and next"
-    return READING_BY_TORCH if f"{os.sep}data{os.sep}" in file else CLEARING_BY_TORCH
+        return "built-in functions, such as isinstance and item" if more else "by hand: built-in functions"
+    if more:
+        return "other functions of torch"
+    whole = Path(file).as_posix()
+    return next((purpose for part, purpose in BY_HAND.items() if part in whole), "by hand: other functions of torch")
 
 
 def by_hand(work: Any) -> None:
@@ -135,7 +146,8 @@ def main() -> None:
     spent: dict[str, list[float]] = {}
     for key in ours.keys() | hand.keys():
         (calls, own), (calls_by_hand, own_by_hand) = ours.get(key, (0.0, 0.0)), hand.get(key, (0.0, 0.0))
-        if abs(calls - calls_by_hand) >= 0.5 and (purpose := purpose_of(*key)):
+        purpose = purpose_of(key[0], key[2], more=calls > calls_by_hand)
+        if abs(calls - calls_by_hand) >= 0.5 and purpose:
             row = spent.setdefault(purpose, [0.0, 0.0])
             row[0] += calls - calls_by_hand
             row[1] += own - own_by_hand

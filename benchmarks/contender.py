@@ -2,7 +2,7 @@
 
 Within each block it takes turns with the loop written by hand, every few steps, in the same process: what makes a
 process slow for as long as it lives, such as where its memory lies, makes both slow, and so does what slows the machine
-for a tenth of a second. That loop has a net of its own, and has done as many steps at the end of each block. `turns.py`
+for a second. That loop has a net of its own, and has done as many steps at the end of each block. `turns.py`
 starts a contender, and talks to it over a socket.
 """
 
@@ -45,7 +45,7 @@ class Turn:
         by_hand: Does the next piece of a block of the loop written by hand.
         rest_by_hand: Does what is left of it.
         warm_up: Does a little of the same, on another net, since caches are cold when a process goes on.
-        whose: "hand_" while one of them runs, otherwise empty.
+        whose: "hand_" or "spare_" while one of them runs, otherwise empty.
     """
 
     def __init__(self, descriptor: int, blocks: int, counted: int | None = None) -> None:
@@ -60,7 +60,7 @@ class Turn:
     def border(self) -> None:
         """Tell what the block that is over has cost, wait for the next turn, and do the first piece by hand."""
         sys.setprofile(None)
-        self._aside(self.rest_by_hand, "hand")
+        self._aside(self.rest_by_hand, "hand_")
         # CPU time is of all threads, so that what a contender does behind its loop's back counts, too: also while the
         # loop by hand runs, which has one thread, and while this one talks to the driver.
         now, spent = (time.process_time(), time.perf_counter()), self.spent
@@ -74,28 +74,28 @@ class Turn:
         self.begin, self.spent = (now[0], time.perf_counter()), dict.fromkeys(spent, 0.0)
         self.block += 1
         if self.block < self.total:
-            self._aside(self.warm_up)
+            self._aside(self.warm_up, "")
             self.between()
 
     def between(self) -> None:
         """Do a piece by hand, within a block."""
         sys.setprofile(None)
-        self._aside(self.by_hand, "hand")
+        self._aside(self.by_hand, "hand_")
         if self.block == self.counted:
             sys.setprofile(self.counter)
 
-    def _aside(self, work: Callable[[], Any], name: str = "aside") -> None:
-        """Work that is not the contender's, and note what it has cost."""
-        self.whose, begin = "hand_", (time.thread_time(), time.perf_counter())
+    def _aside(self, work: Callable[[], Any], counts_for: str) -> None:
+        """Work that is not the contender's, and note what it has cost; "hand_" if it counts for the loop by hand."""
+        begin = time.thread_time(), time.perf_counter()
         # A contender may validate just now.
         with torch.inference_mode(False), torch.enable_grad():
+            self.whose, start = "hand_", (time.thread_time(), time.perf_counter())
             work()
-        cost = {"cpu": time.thread_time() - begin[0], "wall": time.perf_counter() - begin[1]}
-        self.whose = ""
-        for clock, seconds in cost.items():
-            self.spent[f"aside_{clock}"] += seconds
-            if name == "hand":
-                self.spent[f"hand_{clock}"] += seconds
+            self.whose, end = "", (time.thread_time(), time.perf_counter())
+        for number, (clock, now) in enumerate({"cpu": time.thread_time(), "wall": time.perf_counter()}.items()):
+            self.spent[f"aside_{clock}"] += now - begin[number]
+            if counts_for:
+                self.spent[f"hand_{clock}"] += end[number] - start[number]
 
     def tell(self, what: dict[str, Any]) -> None:
         """Send a line."""
@@ -139,7 +139,9 @@ def steps(module: Any, options: argparse.Namespace, turn: Turn) -> dict[str, Any
     """Train on batches in memory."""
     task = work.TASKS[options.task]
     size, ready = options.steps, work.digits(options.steps)
-    piece = size // options.pieces
+    piece, rest = divmod(size, options.pieces)
+    if rest:
+        raise ValueError(f"{size} steps do not make {options.pieces} pieces of equal size")
     pieces = itertools.cycle([turn.border] + [turn.between] * (options.pieces - 1))
     batches = work.Blocks(ready, options.blocks, lambda: next(pieces)(), piece)
     # Where calls are counted, no block has a checkpoint.
@@ -183,9 +185,17 @@ def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[s
     done = watch(StandardNet, turn)
     what = (options.task, options.blocks, options.folder)
     task = epochs.make_epochs(*what, turn.border, options.samples, options.variant)
-    other = epochs.make_epochs(*what, lambda: None, options.samples)
-    hand = EpochsByHand(bare.each_batch(other))
-    turn.by_hand, turn.rest_by_hand, turn.warm_up = hand.some, hand.rest, hand.begin
+    other, spare = (epochs.make_epochs(*what, lambda: None, options.samples) for _ in range(2))
+    hand, cold = EpochsByHand(bare.each_batch(other)), EpochsByHand(bare.each_batch(spare))
+    turn.by_hand, turn.rest_by_hand = hand.some, hand.rest
+
+    def warm_up() -> None:
+        turn.whose = "spare_"
+        cold.begin()
+        cold.some()
+        hand.begin()
+
+    turn.warm_up = warm_up
     accuracy = module.epochs(task)
     turn.border()
     return {**done, "accuracy": accuracy}
@@ -239,7 +249,7 @@ def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
 def until_first_step(module: str, variant: str) -> None:
     """Train as if for long; whoever measures the start ends the process at the first step."""
     torch.set_num_threads(1)
-    batches = work.Blocks(work.digits(4), 1, lambda: None, 4)
+    batches = work.Blocks(work.digits(4), 1, lambda: None, size=4)
     chosen = work.make_work(work.TASKS["standard_net"], batches.loader, Path.cwd(), variant=variant)
     importlib.import_module(module).train(chosen)
 

@@ -47,7 +47,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
                 fontsize=9,
                 color=LINE,
             )
-        style(panel, highest)
+        style(panel, min(values), highest)
         panel.set_title(f"{mode}: {MODES[mode]}", loc="left", fontsize=10)
     figure.supxlabel(
         "CPU time of a step, in steps of the plain loop written by hand (log scale)", fontsize=9, color=LINE
@@ -59,10 +59,10 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
     return paths
 
 
-def style(panel: plt.Axes, highest: float) -> None:
-    """Quiet axes, from the loop's own time upwards."""
+def style(panel: plt.Axes, lowest: float, highest: float) -> None:
+    """Quiet axes, from the loop's own time upwards, or from less if somebody takes less."""
     panel.set_xscale("log")
-    panel.set_xlim(0.97, max(highest * 1.25, 2))
+    panel.set_xlim(0.97 * min(lowest, 1), max(highest * 1.25, 2))
     ticks = [tick for tick in (1, 1.5, 2, 3, 5, 10, 20) if tick <= max(highest * 1.2, 2)]
     panel.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
     panel.minorticks_off()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.long
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("contenders", "environments", "run", "step", "epoch", "tables", "turns", "work", "epochs", "mnist", "figure")
-NAMES += ("start", "alternating")
+NAMES += ("start", "alternating", "contender")
 
 
 @pytest.fixture
@@ -127,6 +129,34 @@ def test_the_fastest_peer_is_neither_ours_nor_by_hand(bench: SimpleNamespace) ->
     bench.step.add_fastest_peer(table, racing, "cpu")
     [row] = table.rows
     assert (row.name, row.value, row.met) == ("this Trainer / fastest peer (Ignite)", 0.6, True)
+
+
+def test_a_block_costs_a_contender_what_is_its_own(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"cpu": 0, "wall": 0}
+
+    def spend(cpu: int, wall: int) -> None:
+        now["cpu"] += cpu
+        now["wall"] += wall
+
+    def cpu_time() -> int:
+        return now["cpu"]
+
+    clocks = SimpleNamespace(process_time=cpu_time, thread_time=cpu_time, perf_counter=lambda: now["wall"])
+    monkeypatch.setattr(bench.contender, "time", clocks)
+    ours, theirs = socket.socketpair()
+    with ours, ours.makefile() as said:
+        ours.sendall(b"go\n" * 3)
+        turn = bench.contender.Turn(theirs.detach(), 2)
+        turn.by_hand, turn.rest_by_hand = functools.partial(spend, 20, 30), functools.partial(spend, 1, 2)
+        turn.warm_up = functools.partial(spend, 1000, 1000)
+        turn.border()
+        for _ in range(2):
+            spend(5, 7)
+            turn.between()
+            spend(5, 7)
+            turn.border()
+        _, *laps = [json.loads(said.readline()) for _ in range(3)]
+    assert laps == [{"cpu": 10, "wall": 14, "hand_cpu": 41, "hand_wall": 62}] * 2
 
 
 def test_the_loop_by_hand_goes_before_each_block(bench: SimpleNamespace) -> None:

@@ -115,7 +115,7 @@ def test_a_step_and_its_batch_make_no_more_python_calls_than_in_a_bare_loop(mode
     assert trained <= own
 
 
-@pytest.mark.parametrize(("values", "most"), [(0, -13), (1, -11), (10, 7)])
+@pytest.mark.parametrize(("values", "most"), [(0, 6), (1, 8), (10, 28)])
 def test_what_is_logged_costs_a_few_calls_each(values: int, most: int) -> None:
     """Without making batches: what is left is the loop, whose figures the documentation explains."""
 
@@ -135,7 +135,9 @@ def test_what_is_logged_costs_a_few_calls_each(values: int, most: int) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _, (x, y) in zip(range(steps), ready, strict=False):
             loss = torch.nn.functional.mse_loss(model(x), y)
-            optimizer.zero_grad()
+            # As the engine does, so that the calls of torch's `zero_grad` make up for nothing.
+            for parameter in model.parameters():
+                parameter.grad = None
             loss.backward()
             optimizer.step()
 

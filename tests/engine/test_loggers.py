@@ -112,15 +112,23 @@ def test_tensorboard_reads_back_what_was_logged() -> None:
         assert [value for _, value in logged[name]] == pytest.approx([value for _, value in expected])
 
 
-def test_an_event_is_in_the_file_once_it_is_logged_and_no_thread_waits_for_another() -> None:
-    before, logger = threading.active_count(), TensorBoardLogger(".", "n", "v", max_queue=5, flush_secs=60)
+@pytest.mark.parametrize("given", [{}, {"flush_secs": 60}])
+def test_an_event_is_in_the_file_once_it_is_logged_unless_a_thread_is_asked_for(given: dict[str, Any]) -> None:
+    def writers() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if type(thread).__name__ == "_AsyncWriterThread"}
+
+    before, logger = writers(), TensorBoardLogger(".", "n", "v", **given)
     for step in range(3):
         logger.log_metrics({"x": float(step)}, step)
-        assert scalars("n/v")["x"] == [(s, s) for s in range(step + 1)]
+        if not given:
+            assert scalars("n/v")["x"] == [(s, s) for s in range(step + 1)]
+    assert len(writers() - before) == len(given)
     logger.experiment.add_text("t", "text")
     logger.finalize("success")
     logger.log_metrics({"y": 1.0}, 4)
-    assert scalars("n/v")["y"] == [(4, 1.0)] and threading.active_count() == before
+    logger.finalize("success")
+    assert scalars("n/v") == {"x": [(s, s) for s in range(3)], "y": [(4, 1.0)]}
+    assert "t/text_summary" in EventAccumulator("n/v").Reload().Tags()["tensors"] and writers() <= before
 
 
 class Nested:

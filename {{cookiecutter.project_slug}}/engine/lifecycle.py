@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim import Optimizer
 
 from engine import distributed, faults, fsdp, last_words
 from engine.alike import check_arguments_alike, check_parameters_alike
@@ -244,9 +243,5 @@ def prepare_training(t: Trainer) -> None:
     t.strategy = make_strategy(t.strategy_options, module, t.steps["training_step"], t.device)
     t.optimizers, t.lr_scheduler_configs = parse_optimizers(module.configure_optimizers(), module)
     t.lightning_optimizers = [LightningOptimizer(optimizer, t) for optimizer in t.optimizers]
-    if is_overridden(t.optimizers[0], "zero_grad", Optimizer):
-        # One that clears gradients in a way of its own is asked to.
-        t.module_hooks.setdefault("optimizer_zero_grad", module.optimizer_zero_grad)
-        t.hooked = find_hooked(t)
     by_optimizer = needs_closure(t.optimizers[0], scaled=t.precision_plugin.scaler is not None)
     t.by_closure = by_optimizer or is_overridden(module, "optimizer_step", Module)

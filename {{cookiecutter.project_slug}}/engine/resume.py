@@ -98,7 +98,9 @@ def _of_all(t: Trainer, name: str, own: Any) -> list[Any]:
     spread = name == "gradients" and t.device_mesh is not None
     if spread:
         return [own]
-    return distributed.one_of_each_group(distributed.all_gather(move_to_device(own, CPU)))
+    # Not without need: to move something is to look at all its parts, and a loader's state may have many.
+    here = own if t.device == CPU else move_to_device(own, CPU)
+    return distributed.one_of_each_group(distributed.all_gather(here))
 
 
 def moment(t: Trainer) -> Checkpoint:

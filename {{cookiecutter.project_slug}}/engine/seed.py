@@ -105,7 +105,7 @@ def restore_rng(state: dict[str, Any]) -> None:
     """Put back what `capture_rng` returned; a state of a device that is not here is left out."""
     # Older checkpoints have plain numbers in the place of tensors.
     version, words, reserve = state["python"]
-    random.setstate((version, tuple(torch.as_tensor(words).tolist()), reserve))
+    random.setstate((version, tuple(words.tolist() if isinstance(words, torch.Tensor) else words), reserve))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])

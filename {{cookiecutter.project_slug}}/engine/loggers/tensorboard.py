@@ -33,8 +33,8 @@ class TensorBoardLogger(FolderLogger):
             shows them only with one.
         prefix: Text in front of all names of metrics, with a dash.
         sub_dir: Folder within that of the run.
-        **kwargs: Further arguments of `torch.utils.tensorboard.SummaryWriter`. Events are written at once, whatever
-            `max_queue` and `flush_secs` allow.
+        **kwargs: Further arguments of `torch.utils.tensorboard.SummaryWriter`. Without `max_queue` or `flush_secs` an
+            event is in the run's file once it is logged; with one of them a thread writes, which a slow disk asks for.
     """
 
     _writer: SummaryWriter | None = None
@@ -71,10 +71,13 @@ class TensorBoardLogger(FolderLogger):
 
             make_folder(Path(self.log_dir))
             self._writer = SummaryWriter(self.log_dir, **self._options)
-            # Events are written by who logs them: to hand one over to TensorBoard's thread takes longer.
             events = self._writer._get_file_writer().event_writer  # type: ignore[no-untyped-call]
-            events._async_writer._worker.stop()
-            events._async_writer = events._async_writer._writer
+            threaded, appends = events._async_writer, hasattr(events._general_file_writer, "fs_supports_append")
+            if appends and self._options.keys().isdisjoint(("max_queue", "flush_secs")):
+                # To hand an event over to TensorBoard's thread takes longer than to write it.
+                threaded.flush()
+                events._async_writer = threaded._writer
+                threaded._worker.stop()
         return self._writer
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
