@@ -29,8 +29,8 @@ import work
 from contenders import bare
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-# Batches between two turns of an epoch.
-PIECE = 8
+# Batches by hand before an epoch goes on, since caches are cold then.
+WARM_UP = 8
 
 
 class Turn:
@@ -187,12 +187,13 @@ def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[s
     task = epochs.make_epochs(*what, turn.border, options.samples, options.variant)
     other, spare = (epochs.make_epochs(*what, lambda: None, options.samples) for _ in range(2))
     hand, cold = EpochsByHand(bare.each_batch(other)), EpochsByHand(bare.each_batch(spare))
-    turn.by_hand, turn.rest_by_hand = hand.some, hand.rest
+    turn.by_hand, turn.rest_by_hand = hand.step, hand.rest
 
     def warm_up() -> None:
         turn.whose = "spare_"
-        cold.begin()
-        cold.some()
+        for _ in range(WARM_UP):
+            cold.begin()
+            cold.step()
         hand.begin()
 
     turn.warm_up = warm_up
@@ -202,7 +203,7 @@ def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[s
 
 
 class EpochsByHand:
-    """The loop by hand, some batches at a time; it stops at the end of an epoch until `begin`."""
+    """The loop by hand, batch by batch; it stops at the end of an epoch until `begin`."""
 
     def __init__(self, batches: Iterator[float | None]) -> None:
         self.batches, self.over = batches, True
@@ -211,28 +212,27 @@ class EpochsByHand:
         """Let the next epoch begin."""
         self.over = False
 
-    def some(self) -> None:
-        """Do the next batches of the epoch, if there are any left."""
-        for _ in range(PIECE):
-            # An accuracy comes after the last one.
-            self.over = self.over or next(self.batches) is not None
+    def step(self) -> None:
+        """Do the next batch of the epoch, if there is one left."""
+        # An accuracy comes after the last one.
+        self.over = self.over or next(self.batches) is not None
 
     def rest(self) -> None:
         """Do all that are left of it."""
         while not self.over:
-            self.some()
+            self.step()
 
 
 def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
     """Count optimizer steps, and samples that nets of a class see in training and in evaluation; by hand apart.
 
-    Every `PIECE` batches of the contender it is the loop's turn that is written by hand.
+    Before each batch of the contender, but the first of an epoch, it is the turn of the loop that is written by hand.
     """
     done: Counter[str] = Counter()
-    forward, batches = net.forward, itertools.count(1)
+    forward = net.forward
 
     def count_samples(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-        if not turn.whose and next(batches) % PIECE == 0:
+        if not turn.whose:
             turn.between()
         done[turn.whose + ("trained" if self.training else "validated")] += len(images)
         return forward(self, images)

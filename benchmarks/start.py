@@ -127,7 +127,7 @@ def main() -> None:
     """Start everything, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="each once, without peers")
-    parser.add_argument("--repeats", type=int, default=9, help="processes of each [9]")
+    parser.add_argument("--repeats", type=int, default=6, help="processes of each [6]")
     arguments = parser.parse_args()
     chosen, repeats = choose(arguments.quick), 1 if arguments.quick else arguments.repeats
     note = f"Medians of {repeats} processes; ratios are of CPU time."

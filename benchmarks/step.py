@@ -39,13 +39,13 @@ class Race(NamedTuple):
     pieces: int
 
 
-# By task and mode. A turn takes about a twentieth of a second: long enough for caches, which are cold when it begins,
-# not to count, and shorter than most of what slows a machine.
+# By task and mode. A turn is long enough for caches, which are cold when it begins, not to count, and shorter than what
+# slows a machine: two hundred steps of the tiny net, one of the other.
 RACES = {
-    ("tiny", "quiet"): Race(1.05, 2, 8, 1000, 5),
-    ("tiny", "realistic"): Race(1.10, 2, 4, 4000, 20),
-    ("standard_net", "quiet"): Race(1.02, 2, 8, 40, 8),
-    ("standard_net", "realistic"): Race(1.02, 2, 4, 120, 24),
+    ("tiny", "quiet"): Race(1.05, 2, 5, 1000, 5),
+    ("tiny", "realistic"): Race(1.10, 2, 3, 4000, 20),
+    ("standard_net", "quiet"): Race(1.02, 2, 5, 40, 40),
+    ("standard_net", "realistic"): Race(1.02, 2, 3, 120, 120),
 }
 BESIDE = {
     "quiet": "nothing beside the training",
@@ -106,7 +106,7 @@ def table(task: str, mode: str, chosen: Sequence[Contender], length: Race, count
     about = TASKS[task].about
     title = f"{mode} step of {task} ({about}), batches of {BATCH_SIZE}: {BESIDE[mode]}"
     note = f"CPU time, medians of {launches} launches of {rounds} rounds of {size} steps; "
-    note += f"ratios are to the loop by hand, which takes turns with each contender every {size // pieces} steps."
+    note += f"ratios are to the loop by hand, which has turns of {size // pieces}, as each contender has beside it."
     if mode == "realistic":
         note += f" A checkpoint every {size} steps. “{BARE}, realistic”: the same with tqdm, SummaryWriter, torch.save."
     result = Table(title, "contender", note, f"step/{task}/{mode}")
