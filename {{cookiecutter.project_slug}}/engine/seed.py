@@ -166,21 +166,21 @@ class OwnRandomness:
         torch.default_generator.set_state(of_torch)
 
 
-# Raw state of NumPy's global generator when it last had no normal number in reserve.
-_no_reserve = b""
+# Raw states of NumPy's generators when they last had no normal number in reserve, by identity: one block may be within
+# another, which has put its generator in the place of the global one.
+_no_reserve: dict[int, bytes] = {}
 
 
 def _second_normal(generator: Any) -> Any:
     """NumPy's whole state if it keeps the second of a pair of normal numbers, which goes when generators change."""
-    global _no_reserve
     raw = b""
     if type(generator) is np.random.MT19937:
         # 624 words and a position. As long as nobody draws, nothing can have been put in reserve.
         raw = ctypes.string_at(generator.ctypes.state_address, 625 * 4)
-        if raw == _no_reserve:
+        if raw == _no_reserve.get(id(generator)):
             return None
     state: Any = np.random.get_state()
     if state[3]:
         return state
-    _no_reserve = raw
+    _no_reserve[id(generator)] = raw
     return None
