@@ -4,7 +4,8 @@ All train the same net with the same optimizer on the same samples in the same o
 thread, and take turns, epoch by epoch. In each process the loop by hand takes turns with the contender, batch
 by batch, and a ratio is to that loop. Two tasks: the digits that come with a generated project, and 60,000 images of
 28 x 28 pixels in MNIST's file format, of which a tenth is validated on, and which the loop by hand also reads the usual
-way. A further row is a generated project as it comes, with an order of its own and what it does beside the training.
+way. Two further rows are this Trainer where the order comes from a sampler that it does not know, and a generated
+project as it comes, with what it does beside the training.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 
 import mnist
-from contenders import BARE, GENERATED, Contender
+from contenders import BARE, GENERATED, OWN_SAMPLER, Contender
 from epochs import TASKS
 from step import add_fastest_peer, choose
 from tables import Table, ratio_cells, record
@@ -26,13 +27,13 @@ SIZES = {"digits": (2, 6), "mnist": (1, 2)}
 
 
 def check_same_work(racing: Sequence[Racer]) -> None:
-    """Compare steps, samples and accuracy.
+    """Compare steps, samples, their order and accuracy.
 
     Raises:
         RuntimeError: Somebody has done other work than the loop written by hand, or did not learn as much.
     """
     done = racing[0].end
-    counts = [(who, name) for who in ("", "hand_") for name in ("steps", "trained", "validated")]
+    counts = [(who, name) for who in ("", "hand_") for name in ("steps", "trained", "validated", "order")]
     for racer in racing:
         found = {who + name: (racer.end[who + name], done[name]) for who, name in counts}
         other = [f"{name}: {number}, not {right}" for name, (number, right) in found.items() if number != right]
@@ -51,7 +52,7 @@ def table(task: str, chosen: Sequence[Contender], launches: int, rounds: int, sa
     note += f"accuracy after {rounds + 1} epochs. “{GENERATED.name}”: this Trainer with DInterface and MInterface."
     result = Table(title, "contender", note, f"epoch/{task}")
     words = ["--blocks", str(rounds + 1), "--task", task, "--samples", str(samples)]
-    entries = [(contender, words) for contender in (*chosen, GENERATED)]
+    entries = [(contender, words) for contender in (*chosen, OWN_SAMPLER, GENERATED)]
     if task == "mnist":
         entries.insert(1, (chosen[0]._replace(name=PER_SAMPLE, variant="per sample"), words))
     racing = race_anew(entries, "epochs", rounds, launches, check_same_work)

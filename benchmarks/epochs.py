@@ -38,25 +38,28 @@ TASKS = {
 }
 
 
+# Seed of the order of samples.
+SEED = 0
+
+
 class Order(Sampler[int]):
-    """All indices in an order that depends on the epoch alone.
+    """All indices, in the order that this Trainer gives a loader with `shuffle=True`.
 
     Args:
         size: How many.
+        seeds: What each epoch's order is drawn with.
         border: Called at the start of each epoch.
     """
 
-    def __init__(self, size: int, border: Callable[[], None]) -> None:
-        self.size, self.border, self.epoch = size, border, 0
+    def __init__(self, size: int, seeds: Iterable[int], border: Callable[[], None]) -> None:
+        self.size, self.seeds, self.border = size, iter(seeds), border
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
         self.border()
-        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.epoch))
-        self.epoch += 1
-        yield from order.tolist()
+        yield from torch.randperm(self.size, generator=torch.Generator().manual_seed(next(self.seeds))).tolist()
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Epochs:
         val: Batches to validate on.
         epochs: How many epochs, with loss and accuracy on the validation batches after each.
         folder: For files.
-        border: For contenders that make their loaders by themselves: to be called at the start of each epoch.
+        border: To be called at the start of each epoch by those who do not read `train` itself.
         samples: The first so many samples of the training set, and a tenth as many to validate on; 0 for all.
         variant: Which way, where there are several.
     """
@@ -93,6 +96,7 @@ def make_epochs(
 ) -> Epochs:
     """The same for everyone: weights, samples, their order, and the loader's code."""
     from data import DInterface
+    from engine.seed import mix
     from model.standard_net import StandardNet
 
     task = TASKS[name]
@@ -101,7 +105,8 @@ def make_epochs(
     [train], [val] = (data.sets[split].values() for split in ("train", "val"))
     train, val = shortened(train, samples), shortened(val, samples // 10)
     # The project's own loaders: its datasets make batches themselves, and leave nothing to collate.
-    loaders = data.loader(train, sampler=Order(len(train), border), num_workers=0), data.loader(val, num_workers=0)
+    order = Order(len(train), [mix(SEED, epoch) for epoch in range(epochs)], border)
+    loaders = data.loader(train, sampler=order, num_workers=0), data.loader(val, num_workers=0)
     torch.manual_seed(0)
     net = StandardNet(10, tuple(val[0][0].shape), **task.model)
     return Epochs(task, net, adamw, *loaders, epochs, folder, border, samples, variant)

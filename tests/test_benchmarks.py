@@ -54,7 +54,8 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
     # Reading a DataLoader takes the loop by hand more calls than the engine adds to a step.
     assert 50 < calls["this Trainer"] <= calls["bare loop"] < 200
     assert [row["cells"]["frames"] for row in quiet.values()] == ["0", "6"]
-    assert list(by_key["epoch/digits"]) == ["bare loop", "this Trainer", "generated project"]
+    own = "this Trainer, a sampler of one's own"
+    assert list(by_key["epoch/digits"]) == ["bare loop", "this Trainer", own, "generated project"]
     assert {row["goal"] for row in by_key["epoch/digits"].values()} == {""}
     first = by_key["start/first step"]
     assert list(first) == ["bare loop", "this Trainer", "python main.py"]
@@ -94,11 +95,11 @@ def test_who_does_less_is_refused(bench: SimpleNamespace, tmp_path: Path, monkey
 
 
 def test_epochs_of_less_are_refused(bench: SimpleNamespace) -> None:
-    done = {"steps": 20, "trained": 1000, "validated": 300, "accuracy": 0.9}
-    done |= {f"hand_{name}": done[name] for name in ("steps", "trained", "validated")}
+    done = {"steps": 20, "trained": 1000, "validated": 300, "order": 1234, "accuracy": 0.9}
+    done |= {f"hand_{name}": done[name] for name in ("steps", "trained", "validated", "order")}
     racing = [SimpleNamespace(name=name, end={**done, **other}) for name, other in (("bare", {}), ("other", {}))]
     bench.epoch.check_same_work(racing)
-    for less in ({"steps": 19}, {"trained": 999}, {"validated": 0}, {"accuracy": 0.5}, {"hand_steps": 19}):
+    for less in ({"steps": 19}, {"trained": 999}, {"validated": 0}, {"order": 0}, {"accuracy": 0.5}, {"hand_steps": 19}):
         racing[1].end = {**done, **less}
         with pytest.raises(RuntimeError, match=f"other has not done the same work.*{[*less][0]}"):
             bench.epoch.check_same_work(racing)

@@ -62,7 +62,7 @@ def epochs(work: Epochs) -> float:
 
 
 def each_batch(work: Epochs) -> Iterator[float | None]:
-    """What all of this is compared with. It stops after each batch, and with the accuracy at the end of an epoch."""
+    """What all of this is compared with. It stops whenever a batch is read, and with the accuracy at an epoch's end."""
     from torchmetrics.classification import MulticlassAccuracy
 
     net, optimizer = work.net, work.optimizer(work.net.parameters())
@@ -71,21 +71,21 @@ def each_batch(work: Epochs) -> Iterator[float | None]:
     for _ in range(work.epochs):
         net.train()
         for images, labels in train:
+            yield None
             loss = nn.functional.cross_entropy(net(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            yield None
         net.eval()
         accuracy.reset()
         total = torch.zeros(())
         for images, labels in work.val:
+            yield None
             # Not around the loop: whoever has a turn between two batches needs gradients.
             with torch.no_grad():
                 scores = net(images)
                 total += nn.functional.cross_entropy(scores, labels) * len(labels)
                 accuracy.update(scores, labels)
-            yield None
         yield accuracy.compute().item()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import engine
 import torch
-from epochs import Epochs
+from epochs import SEED, Epochs
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from work import Batch, Work
 
 
@@ -82,8 +85,15 @@ def epochs(work: Epochs) -> float:
     """Training and validation; returns the accuracy."""
     if work.variant == "generated project":
         return epochs_of_project(work)
-    trainer = engine.Trainer(accelerator="cpu", max_epochs=work.epochs, num_sanity_val_steps=0, **QUIET)
-    trainer.fit(Classification(work), work.train, work.val)
+    train, callbacks = work.train, []
+    if work.variant != "own sampler":
+        # As its users write it. The order comes from the seed, and is everyone's.
+        train = DataLoader(train.dataset, train.batch_size, shuffle=True, collate_fn=train.collate_fn)
+        callbacks = [AtEpochs(work)]
+    options: dict[str, Any] = {"max_epochs": work.epochs, "callbacks": callbacks, "num_sanity_val_steps": 0}
+    trainer = engine.Trainer(accelerator="cpu", **options, **QUIET)
+    engine.seed_everything(SEED)
+    trainer.fit(Classification(work), train, work.val)
     return trainer.callback_metrics["val_acc"].item()
 
 
@@ -99,7 +109,7 @@ class AtEpochs(engine.Callback):
 
 
 def epochs_of_project(work: Epochs) -> float:
-    """Training and validation as a generated project does it, with order and optimizer of its own."""
+    """Training and validation as a generated project does it, with an optimizer of its own."""
     from data import DInterface
     from model import MInterface
 
@@ -109,6 +119,6 @@ def epochs_of_project(work: Epochs) -> float:
     trainer = engine.Trainer(
         accelerator="cpu", max_epochs=work.epochs, callbacks=[AtEpochs(work)], num_sanity_val_steps=0, **limits, **QUIET
     )
-    engine.seed_everything(0)
+    engine.seed_everything(SEED)
     trainer.fit(model, datamodule=data)
     return trainer.callback_metrics["val_acc"].item()

@@ -45,7 +45,10 @@ class Reader:
     def __init__(self, loader: Any, count: int | float, together: bool = False) -> None:
         self.loader, self.count, self.samples_done = loader, count, 0
         dataset = getattr(loader, "dataset", None)
-        self._ours = isinstance(dataset, SeededDataset) and own_sampler(loader) is not None
+        seeded = isinstance(dataset, SeededDataset)
+        self._ours = seeded and own_sampler(loader) is not None
+        here = seeded and not loader.num_workers and not loader.pin_memory
+        self._begin: Callable[[Any], Iterator[Any]] = read_here if here else iter
         # The length of an iterable dataset is an estimate: only its end says which batch was the last.
         self._ahead = length(loader) == UNKNOWN or isinstance(dataset, IterableDataset)
         self._together = together and self._ahead
@@ -180,8 +183,7 @@ class Reader:
 
     def _start(self, seed: int, done: int) -> Iterator[Any]:
         if self._ours:
-            here = not self.loader.num_workers and not self.loader.pin_memory
-            self._iterator = read_here(self.loader) if here else iter(self.loader)
+            self._iterator = self._begin(self.loader)
             return self._iterator
         self._apart(lambda: seed_cpu(seed))
         resumed, self._resumed = self._resumed, None
@@ -197,7 +199,7 @@ class Reader:
                     f"the train loader's state in the checkpoint does not fit {type(self._source).__name__} ({error!r})"
                 ) from error
         ended = within and resumed is not None and resumed["ended"]
-        iterator = self._iterator = iter(()) if ended else self._apart(lambda: iter(self.loader))
+        iterator = self._iterator = iter(()) if ended else self._apart(lambda: self._begin(self.loader))
         if resumed is not None and within:
             # After `iter`, which draws the order as at the epoch's start; a new epoch has new random numbers.
             random = resumed["random"]
@@ -212,11 +214,7 @@ class Reader:
         return apart
 
     def _read_apart(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with self._random:
-                batch = next(iterator, END)
-            if batch is END:
-                return
+        while (batch := self._apart(lambda: next(iterator, END))) is not END:
             yield batch
 
     def _apart(self, work: Callable[[], Any]) -> Any:
@@ -237,6 +235,9 @@ class Reader:
 def read_here(loader: DataLoader[Any]) -> Iterator[Any]:
     """What a prepared `DataLoader` gives without workers, sooner: torch records every batch for its profiler."""
     dataset: Any = loader.dataset
+    if own_sampler(loader) is None:
+        # For workers, of whom there are none; but a sampler may draw from the same generator.
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     if loader.batch_sampler is None:
         samples = map(dataset.wrapped.__getitem__ if dataset._fixed else dataset.__getitem__, loader.sampler)
         return map(_converted if loader.collate_fn is default_convert else loader.collate_fn, samples)

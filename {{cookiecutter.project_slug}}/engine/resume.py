@@ -107,7 +107,7 @@ def moment(t: Trainer) -> Checkpoint:
     """The part of a checkpoint that logging and evaluation change, as lists and dicts of their own; of this process."""
     hooks = [name for name in t.overrides if "validation" in name]
     validating = [c for c in t.callbacks if any(is_overridden(c, name, Callback) for name in hooks)]
-    names = {id(part): name for name, part in t.module.named_modules()}
+    parts = dict(t.module.named_modules())
     state = t.state
     batches_done, samples_done = (0, 0) if state.epoch_over else (state.batches_done, state.samples_done)
     with writing_logs(t):
@@ -120,10 +120,10 @@ def moment(t: Trainer) -> Checkpoint:
     return {
         "callbacks": {c.state_key: plain(c.state_dict(), "callbacks") for c in t.callbacks if c in validating},
         "datamodule": plain(t.datamodule.state_dict(), "datamodule") if t.datamodule is not None else {},
-        "state": asdict(state) | position | {"should_stop": t.should_stop},
+        "state": vars(state) | position | {"should_stop": t.should_stop},
         "order": _order(t) if training else {},
-        "meters": t.metrics.state_dict(names),
-        "metrics": _metric_states(t),
+        "meters": t.metrics.state_dict({id(part): name for name, part in parts.items()}),
+        "metrics": _metric_states(parts),
         "evaluation_steps": [[*which, steps] for which, steps in t.evaluation_steps.items()],
         "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in t.loggers],
         "rng": capture_rng(),
@@ -335,10 +335,10 @@ def _order(t: Trainer) -> dict[str, Any]:
     return order
 
 
-def _metric_states(t: Trainer) -> dict[str, Any]:
-    for part in t.module.modules():
+def _metric_states(parts: dict[str, Any]) -> dict[str, Any]:
+    for part in parts.values():
         if is_collection(part):
             # Members of a compute group share states that only the first of them keeps up to date.
             list(part.items(copy_state=False))
-    updated = {n: m for n, m in t.module.named_modules() if is_metric(m) and m._update_count}
+    updated = {n: m for n, m in parts.items() if is_metric(m) and m._update_count}
     return {name: {"values": dict(m.metric_state), "updates": m._update_count} for name, m in updated.items()}
