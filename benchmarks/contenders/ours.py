@@ -85,16 +85,12 @@ def epochs(work: Epochs) -> float:
     """Training and validation; returns the accuracy."""
     if work.variant == "generated project":
         return epochs_of_project(work)
-    train, callbacks = work.train, []
-    if work.variant != "own sampler":
-        # As its users write it. The order comes from the seed, and is everyone's.
-        train = DataLoader(train.dataset, train.batch_size, shuffle=True, collate_fn=train.collate_fn)
-        callbacks = [AtEpochs(work)]
-    options: dict[str, Any] = {"max_epochs": work.epochs, "callbacks": callbacks, "num_sanity_val_steps": 0}
-    trainer = engine.Trainer(accelerator="cpu", **options, **QUIET)
-    engine.seed_everything(SEED)
-    trainer.fit(Classification(work), train, work.val)
-    return trainer.callback_metrics["val_acc"].item()
+    train = work.train
+    if work.variant == "own sampler":
+        return fit_epochs(work, [], Classification(work), train, work.val)
+    # As its users write it. The order comes from the seed, and is everyone's.
+    shuffled = DataLoader(train.dataset, train.batch_size, shuffle=True, collate_fn=train.collate_fn)
+    return fit_epochs(work, [AtEpochs(work)], Classification(work), shuffled, work.val)
 
 
 class AtEpochs(engine.Callback):
@@ -113,12 +109,14 @@ def epochs_of_project(work: Epochs) -> float:
     from data import DInterface
     from model import MInterface
 
-    data = DInterface(**work.task.data, num_workers=0)
     model = MInterface(lr=1e-3, lr_schedule="constant", model=work.task.model)
-    limits = {"limit_train_batches": len(work.train), "limit_val_batches": len(work.val)} if work.samples else {}
-    trainer = engine.Trainer(
-        accelerator="cpu", max_epochs=work.epochs, callbacks=[AtEpochs(work)], num_sanity_val_steps=0, **limits, **QUIET
-    )
+    return fit_epochs(work, [AtEpochs(work)], model, datamodule=DInterface(**work.task.data, num_workers=0))
+
+
+def fit_epochs(work: Epochs, callbacks: list[engine.Callback], *model_and_loaders: Any, **data: Any) -> float:
+    """Train and validate; returns the accuracy."""
+    options: dict[str, Any] = {"max_epochs": work.epochs, "callbacks": callbacks, "num_sanity_val_steps": 0}
+    trainer = engine.Trainer(accelerator="cpu", **options, **QUIET)
     engine.seed_everything(SEED)
-    trainer.fit(model, datamodule=data)
+    trainer.fit(*model_and_loaders, **data)
     return trainer.callback_metrics["val_acc"].item()
