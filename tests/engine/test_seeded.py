@@ -12,10 +12,12 @@ import engine
 import numpy as np
 import pytest
 import torch
+from engine import reading
 from engine.data import prepare_loader
-from engine.reading import start_epoch
+from engine.reading import Reader, start_epoch
 from engine.samples import SeededDataset
 from engine.seed import capture_rng, restore_rng
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 from toy import Net, fit, loader, same_bits, weights
 
@@ -174,6 +176,66 @@ def test_loaders_with_an_order_of_their_own_keep_it_and_are_seeded(options: dict
     assert not samples.equal(read(ready, epoch=1))
     if options.get("batch_size", 1) is not None:
         assert samples.equal(ALONE[0])
+
+
+class Drawn(Sampler[Any]):
+    """An order that is drawn when it is asked for, or when the first index is; in batches if they have a size."""
+
+    def __init__(self, generator: torch.Generator | None, eager: bool, batch_size: int | None = None) -> None:
+        self.generator, self.eager, self.batch_size = generator, eager, batch_size
+
+    def __len__(self) -> int:
+        return SIZE // (self.batch_size or 1)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([*self._drawn()]) if self.eager else self._drawn()
+
+    def _drawn(self) -> Iterator[Any]:
+        order = torch.randperm(SIZE, generator=self.generator)
+        yield from order.tolist() if self.batch_size is None else order.view(-1, self.batch_size).tolist()
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize("shared", [True, False], ids=["the loader's generator", "torch's"])
+@pytest.mark.parametrize("kind", ["sampler", "batch sampler", "no batches"])
+def test_without_workers_an_order_of_their_own_is_what_torchs_iterator_makes_of_it(
+    kind: str, shared: bool, eager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches() -> list[Tensor]:
+        generator = torch.Generator() if shared else None
+        drawn = Drawn(generator, eager, 5 if kind == "batch sampler" else None)
+        options: dict[str, Any] = {"batch_sampler": drawn} if kind == "batch sampler" else {"sampler": drawn}
+        options |= {"batch_size": None} if kind == "no batches" else {}
+        reader = Reader(prepared(DataLoader(Augmented(), generator=generator, **options)), reading.UNKNOWN)
+        return [batch for _, batch, _ in reader.epoch(7, 3)]
+
+    ours = batches()
+    monkeypatch.setattr(reading, "read_here", iter)
+    assert len(ours) == {"sampler": SIZE, "batch sampler": 2, "no batches": SIZE}[kind]
+    assert all(map(torch.equal, ours, batches()))
+
+
+class Doubled(DataLoader[Any]):
+    """Gives every batch twice."""
+
+    def __iter__(self) -> Any:
+        return (batch for batch in super().__iter__() for _ in range(2))
+
+
+class Handed:
+    """Not a DataLoader, though it has a dataset."""
+
+    def __init__(self, given: Any) -> None:
+        self.given, self.dataset = given, given.dataset
+
+    def __iter__(self) -> Any:
+        return iter(self.given)
+
+
+@pytest.mark.parametrize(("kind", "count"), [(Doubled, 4), (lambda *given: Handed(DataLoader(*given)), 2)])
+def test_loaders_of_other_kinds_are_read_by_themselves_whatever_their_dataset(kind: Any, count: int) -> None:
+    ready = prepared(kind(SeededDataset(Augmented(), 7), 5))
+    assert len([*Reader(ready, reading.UNKNOWN).epoch(7, 0)]) == count
 
 
 def test_a_batch_sampler_of_torchs_keeps_its_size_and_its_short_batch() -> None:

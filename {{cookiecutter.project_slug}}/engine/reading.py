@@ -45,9 +45,9 @@ class Reader:
     def __init__(self, loader: Any, count: int | float, together: bool = False) -> None:
         self.loader, self.count, self.samples_done = loader, count, 0
         dataset = getattr(loader, "dataset", None)
-        seeded = isinstance(dataset, SeededDataset)
-        self._ours = seeded and own_sampler(loader) is not None
-        here = seeded and not loader.num_workers and not loader.pin_memory
+        prepared = type(loader) is DataLoader and isinstance(dataset, SeededDataset)
+        self._ours = prepared and own_sampler(loader) is not None
+        here = prepared and not loader.num_workers and not loader.pin_memory
         self._begin: Callable[[Any], Iterator[Any]] = read_here if here else iter
         # The length of an iterable dataset is an estimate: only its end says which batch was the last.
         self._ahead = length(loader) == UNKNOWN or isinstance(dataset, IterableDataset)
@@ -235,14 +235,15 @@ class Reader:
 def read_here(loader: DataLoader[Any]) -> Iterator[Any]:
     """What a prepared `DataLoader` gives without workers, sooner: torch records every batch for its profiler."""
     dataset: Any = loader.dataset
+    indices: Iterator[Any] = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
     if own_sampler(loader) is None:
-        # For workers, of whom there are none; but a sampler may draw from the same generator.
+        # As torch does, also without workers, whose seed it is: a sampler may draw from the same generator.
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     if loader.batch_sampler is None:
-        samples = map(dataset.wrapped.__getitem__ if dataset._fixed else dataset.__getitem__, loader.sampler)
+        samples = map(dataset.wrapped.__getitem__ if dataset._fixed else dataset.__getitem__, indices)
         return map(_converted if loader.collate_fn is default_convert else loader.collate_fn, samples)
     # The dataset has made a batch of its samples.
-    return map(dataset.__getitems__, loader.batch_sampler)
+    return map(dataset.__getitems__, indices)
 
 
 def _converted(sample: Any) -> Any:

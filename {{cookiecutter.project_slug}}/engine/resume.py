@@ -120,7 +120,7 @@ def moment(t: Trainer) -> Checkpoint:
     return {
         "callbacks": {c.state_key: plain(c.state_dict(), "callbacks") for c in t.callbacks if c in validating},
         "datamodule": plain(t.datamodule.state_dict(), "datamodule") if t.datamodule is not None else {},
-        "state": vars(state) | position | {"should_stop": t.should_stop},
+        "state": asdict(state) | position | {"should_stop": t.should_stop},
         "order": _order(t) if training else {},
         "meters": t.metrics.state_dict({id(part): name for name, part in parts.items()}),
         "metrics": _metric_states(parts),
