@@ -204,7 +204,7 @@ def train_epochs(module: Any, options: argparse.Namespace, turn: Turn) -> dict[s
 
 
 class EpochsByHand:
-    """The loop by hand, batch by batch; it stops at the end of an epoch until `begin`."""
+    """The loop by hand, batch by batch: it stops when one has been read, and at the end of an epoch until `begin`."""
 
     def __init__(self, batches: Iterator[float | None]) -> None:
         self.batches, self.over = batches, True
@@ -214,7 +214,7 @@ class EpochsByHand:
         self.over = False
 
     def step(self) -> None:
-        """Do the next batch of the epoch, if there is one left."""
+        """Train or validate on the batch that was read last, and read the next one, if there is one left."""
         # An accuracy comes after the last one.
         self.over = self.over or next(self.batches) is not None
 
@@ -227,8 +227,8 @@ class EpochsByHand:
 def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
     """Count optimizer steps, and samples that nets of a class see in training and in evaluation; by hand apart.
 
-    The labels of the batches that are trained on make a number, "order", which differs as soon as one sample does.
-    Before each batch of the contender, but the first of an epoch, it is the turn of the loop that is written by hand.
+    The labels that are trained on make a number, "order": another one if classes come in another order, or if batches
+    have other sizes. Before each batch of the contender, once it is read, it is the turn of the loop by hand.
     """
     done: Counter[str] = Counter()
     forward, cross_entropy = net.forward, torch.nn.functional.cross_entropy
@@ -239,11 +239,11 @@ def watch(net: type[torch.nn.Module], turn: Turn) -> Counter[str]:
         done[turn.whose + ("trained" if self.training else "validated")] += len(images)
         return forward(self, images)
 
-    def note_order(scores: torch.Tensor, labels: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        if scores.requires_grad:
+    def note_order(input: torch.Tensor, target: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:  # noqa: A002
+        if input.requires_grad:
             name = turn.whose + "order"
-            done[name] = zlib.crc32(labels.numpy().tobytes(), done[name])
-        return cross_entropy(scores, labels, *args, **options)
+            done[name] = zlib.crc32(f"{target.tolist()}".encode(), done[name])
+        return cross_entropy(input, target, *args, **options)
 
     def count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         # A project tries its optimizer on a parameter of its own.

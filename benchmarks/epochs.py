@@ -75,7 +75,6 @@ class Epochs:
         epochs: How many epochs, with loss and accuracy on the validation batches after each.
         folder: For files.
         border: To be called at the start of each epoch by those who do not read `train` itself.
-        samples: The first so many samples of the training set, and a tenth as many to validate on; 0 for all.
         variant: Which way, where there are several.
     """
 
@@ -87,14 +86,22 @@ class Epochs:
     epochs: int
     folder: Path
     border: Callable[[], None]
-    samples: int
     variant: str
 
 
 def make_epochs(
     name: str, epochs: int, folder: Path, border: Callable[[], None], samples: int = 0, variant: str = ""
 ) -> Epochs:
-    """The same for everyone: weights, samples, their order, and the loader's code."""
+    """The same weights and samples for everyone, and loaders that read them in the same order.
+
+    Args:
+        name: The task.
+        epochs: How many epochs.
+        folder: For files.
+        border: Called at the start of each epoch.
+        samples: The first so many samples of the training set, and a tenth as many to validate on; 0 for all.
+        variant: Which way, where a contender has several.
+    """
     from data import DInterface
     from engine.seed import mix
     from model.standard_net import StandardNet
@@ -109,7 +116,7 @@ def make_epochs(
     loaders = data.loader(train, sampler=order, num_workers=0), data.loader(val, num_workers=0)
     torch.manual_seed(0)
     net = StandardNet(10, tuple(val[0][0].shape), **task.model)
-    return Epochs(task, net, adamw, *loaders, epochs, folder, border, samples, variant)
+    return Epochs(task, net, adamw, *loaders, epochs, folder, border, variant)
 
 
 def places(dataset: Any) -> list[int]:

@@ -54,7 +54,7 @@ def test_a_quick_run_prints_and_writes_its_tables(tmp_path: Path) -> None:
     # Reading a DataLoader takes the loop by hand more calls than the engine adds to a step.
     assert 50 < calls["this Trainer"] <= calls["bare loop"] < 200
     assert [row["cells"]["frames"] for row in quiet.values()] == ["0", "6"]
-    own = "this Trainer, a sampler of one's own"
+    own = "this Trainer, with a sampler of one's own"
     assert list(by_key["epoch/digits"]) == ["bare loop", "this Trainer", own, "generated project"]
     assert {row["goal"] for row in by_key["epoch/digits"].values()} == {""}
     first = by_key["start/first step"]
@@ -99,7 +99,15 @@ def test_epochs_of_less_are_refused(bench: SimpleNamespace) -> None:
     done |= {f"hand_{name}": done[name] for name in ("steps", "trained", "validated", "order")}
     racing = [SimpleNamespace(name=name, end={**done, **other}) for name, other in (("bare", {}), ("other", {}))]
     bench.epoch.check_same_work(racing)
-    for less in ({"steps": 19}, {"trained": 999}, {"validated": 0}, {"order": 0}, {"accuracy": 0.5}, {"hand_steps": 19}):
+    for less in (
+        {"steps": 19},
+        {"trained": 999},
+        {"validated": 0},
+        {"order": 0},
+        {"accuracy": 0.5},
+        {"hand_steps": 19},
+        {"hand_order": 0},
+    ):
         racing[1].end = {**done, **less}
         with pytest.raises(RuntimeError, match=f"other has not done the same work.*{[*less][0]}"):
             bench.epoch.check_same_work(racing)

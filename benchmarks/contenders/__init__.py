@@ -42,5 +42,5 @@ CONTENDERS = (
 PEERS = {contender.name for contender in CONTENDERS if contender.environment is not None}
 # Races only where an epoch is measured: what DInterface and MInterface do beside it is no Trainer's overhead.
 GENERATED = Contender("generated project", "contenders.ours", "engine", variant="generated project")
-# Also only there: what is read in the order of a sampler that this Trainer does not know.
-OWN_SAMPLER = Contender(f"{OURS}, a sampler of one's own", "contenders.ours", "engine", variant="own sampler")
+# Races there, too: this Trainer with a sampler of the user's own.
+OWN_SAMPLER = Contender(f"{OURS}, with a sampler of one's own", "contenders.ours", "engine", variant="own sampler")

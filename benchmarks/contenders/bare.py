@@ -62,7 +62,7 @@ def epochs(work: Epochs) -> float:
 
 
 def each_batch(work: Epochs) -> Iterator[float | None]:
-    """What all of this is compared with. It stops whenever a batch is read, and with the accuracy at an epoch's end."""
+    """What all of this is compared with. It stops when a batch has been read, and with an epoch's accuracy."""
     from torchmetrics.classification import MulticlassAccuracy
 
     net, optimizer = work.net, work.optimizer(work.net.parameters())

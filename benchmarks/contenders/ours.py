@@ -85,12 +85,15 @@ def epochs(work: Epochs) -> float:
     """Training and validation; returns the accuracy."""
     if work.variant == "generated project":
         return epochs_of_project(work)
-    train = work.train
     if work.variant == "own sampler":
-        return fit_epochs(work, [], Classification(work), train, work.val)
+        return fit_epochs(work, [], Classification(work), train_dataloaders=work.train, val_dataloaders=work.val)
     # As its users write it. The order comes from the seed, and is everyone's.
-    shuffled = DataLoader(train.dataset, train.batch_size, shuffle=True, collate_fn=train.collate_fn)
-    return fit_epochs(work, [AtEpochs(work)], Classification(work), shuffled, work.val)
+    options: dict[str, Any] = {name: getattr(work.train, name) for name in ("batch_size", "collate_fn", "pin_memory")}
+    loaders = {
+        "train_dataloaders": DataLoader(work.train.dataset, shuffle=True, **options),
+        "val_dataloaders": work.val,
+    }
+    return fit_epochs(work, [AtEpochs(work)], Classification(work), **loaders)
 
 
 class AtEpochs(engine.Callback):
@@ -113,10 +116,10 @@ def epochs_of_project(work: Epochs) -> float:
     return fit_epochs(work, [AtEpochs(work)], model, datamodule=DInterface(**work.task.data, num_workers=0))
 
 
-def fit_epochs(work: Epochs, callbacks: list[engine.Callback], *model_and_loaders: Any, **data: Any) -> float:
-    """Train and validate; returns the accuracy."""
+def fit_epochs(work: Epochs, callbacks: list[engine.Callback], model: engine.Module, **data: Any) -> float:
+    """Train and validate on what `fit` takes as data; returns the accuracy."""
     options: dict[str, Any] = {"max_epochs": work.epochs, "callbacks": callbacks, "num_sanity_val_steps": 0}
     trainer = engine.Trainer(accelerator="cpu", **options, **QUIET)
     engine.seed_everything(SEED)
-    trainer.fit(*model_and_loaders, **data)
+    trainer.fit(model, **data)
     return trainer.callback_metrics["val_acc"].item()
