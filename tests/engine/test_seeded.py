@@ -12,10 +12,10 @@ import engine
 import numpy as np
 import pytest
 import torch
-from engine import reading
+from engine import data, reading
 from engine.data import prepare_loader
 from engine.reading import Reader, start_epoch
-from engine.samples import SeededDataset
+from engine.samples import PreparedLoader, SeededDataset
 from engine.seed import capture_rng, restore_rng
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
@@ -195,24 +195,42 @@ class Drawn(Sampler[Any]):
         yield from order.tolist() if self.batch_size is None else order.view(-1, self.batch_size).tolist()
 
 
+class WithTorchs(PreparedLoader):
+    """Read by torch's iterator, also without workers."""
+
+    __iter__ = DataLoader.__iter__
+
+
+def batches_of(drawn: Drawn, workers: int = 0, alive: bool = False, epochs: tuple[int, ...] = (3,)) -> list[Tensor]:
+    """The batches of the last of some epochs."""
+    options: dict[str, Any] = {"batch_sampler": drawn} if drawn.batch_size else {"sampler": drawn, "batch_size": None}
+    options |= {"num_workers": workers, "persistent_workers": alive, "generator": drawn.generator}
+    reader = Reader(prepared(DataLoader(Augmented(), **options)), reading.UNKNOWN)
+    try:
+        return [[batch for _, batch, _ in reader.epoch(7, epoch)] for epoch in epochs][-1]
+    finally:
+        reader.close()
+
+
 @pytest.mark.parametrize("eager", [True, False], ids=["at once", "later"])
 @pytest.mark.parametrize("shared", [True, False], ids=["the loader's generator", "torch's"])
-@pytest.mark.parametrize("kind", ["sampler", "batch sampler", "no batches"])
-def test_without_workers_an_order_of_their_own_is_what_torchs_iterator_makes_of_it(
-    kind: str, shared: bool, eager: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_an_order_of_their_own_is_the_same_whoever_reads_it_and_what_was_read_before(
+    batch_size: int | None, shared: bool, eager: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def batches() -> list[Tensor]:
-        generator = torch.Generator() if shared else None
-        drawn = Drawn(generator, eager, 5 if kind == "batch sampler" else None)
-        options: dict[str, Any] = {"batch_sampler": drawn} if kind == "batch sampler" else {"sampler": drawn}
-        options |= {"batch_size": None} if kind == "no batches" else {}
-        reader = Reader(prepared(DataLoader(Augmented(), generator=generator, **options)), reading.UNKNOWN)
-        return [batch for _, batch, _ in reader.epoch(7, 3)]
+    def drawn() -> Drawn:
+        return Drawn(torch.Generator() if shared else None, eager, batch_size)
 
-    ours = batches()
-    monkeypatch.setattr(reading, "read_here", iter)
-    assert len(ours) == {"sampler": SIZE, "batch sampler": 2, "no batches": SIZE}[kind]
-    assert all(map(torch.equal, ours, batches()))
+    here = batches_of(drawn())
+    assert sorted(sample[0] for batch in here for sample in batch.view(-1, 4)) == [*range(SIZE)]
+    others = [
+        batches_of(drawn(), epochs=(2, 3)),
+        batches_of(drawn(), workers=1),
+        batches_of(drawn(), workers=1, alive=True, epochs=(2, 3)),
+    ]
+    monkeypatch.setattr(data, "PreparedLoader", WithTorchs)
+    for other in (*others, batches_of(drawn())):
+        assert len(other) == len(here) and all(map(torch.equal, other, here))
 
 
 class Doubled(DataLoader[Any]):

@@ -25,7 +25,7 @@ from engine import distributed
 from engine.exceptions import MisconfigurationException
 from engine.hooks import DataHooks, is_overridden
 from engine.reading import UNKNOWN, Reader, length
-from engine.samples import EpochSampler, SeededDataset
+from engine.samples import EpochSampler, PreparedLoader, SeededDataset
 
 # What a loader that is rebuilt has in common with the one that was given.
 KEPT = ["num_workers", "pin_memory", "timeout", "multiprocessing_context"]
@@ -93,9 +93,8 @@ class Loaders:
             options: dict[str, Any] = {"seed": self.seed, "training": training, "share": self._share}
             prepared = [prepare_loader(loader, **options, ordered=ordered) for loader in loaders]
             counts = [count_batches(p, self._limits[kind], name) for p in prepared]
-            tags: list[str | None] = [*names] or [
-                f"dataloader_idx_{n}" if len(loaders) > 1 else None for n in range(len(loaders))
-            ]
+            numbered = [f"dataloader_idx_{n}" for n in range(len(loaders))] if len(loaders) > 1 else [None]
+            tags: list[str | None] = [*names] or numbered[: len(loaders)]
             readers = [Reader(p, count, together=training) for p, count in zip(prepared, counts, strict=True)]
             self._ready[kind] = LoaderSet(readers, counts, names, tags)
         return self._ready[kind]
@@ -203,7 +202,7 @@ def prepare_loader(loader: Any, *, seed: int, training: bool, share: bool = True
     # Without batches, `collate_fn` converts single samples; torch's own draws nothing.
     collate = loader.collate_fn if batches is not None else None
     convert = loader.collate_fn if batches is None and loader.collate_fn is not default_convert else None
-    return DataLoader(
+    return PreparedLoader(
         SeededDataset(loader.dataset, seed, workers=loader.num_workers > 0, collate=collate, convert=convert),
         collate_fn=loader.collate_fn if collate is convert else _as_is,
         generator=(loader.generator if own is None else None) or torch.Generator(),

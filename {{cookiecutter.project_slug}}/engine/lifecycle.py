@@ -227,10 +227,9 @@ def _start_profiling(t: Trainer) -> None:
             actions = [f"[Callback]{getattr(owner, 'state_key', 'older')}.{hook}" for owner in owners]
             table[hook] = tuple(profiled(t.profiler, a, bound) for a, bound in zip(actions, bounds, strict=True))
     if type(t.profiler) is not PassThroughProfiler:
-        hooks = {
-            name: own or getattr(t.module, name) for name, own in zip(TRANSFER_HOOKS, t.transfer_hooks, strict=True)
-        }
-        t.transfer_hooks = [profiled(t.profiler, f"[LightningModule].{name}", hook) for name, hook in hooks.items()]
+        own = zip(TRANSFER_HOOKS, t.transfer_hooks, strict=True)
+        hooks = {f"[LightningModule].{name}": hook or getattr(t.module, name) for name, hook in own}
+        t.transfer_hooks = [profiled(t.profiler, action, hook) for action, hook in hooks.items()]
 
 
 def prepare_training(t: Trainer) -> None:

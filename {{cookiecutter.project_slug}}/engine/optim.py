@@ -156,9 +156,8 @@ def _parse_scheduler(
         )
     config = LRSchedulerConfig(**given)
     scheduler, kind = config.scheduler, type(config.scheduler).__name__
-    if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau) and not is_overridden(
-        module, "lr_scheduler_step", ModelHooks
-    ):
+    by_module = is_overridden(module, "lr_scheduler_step", ModelHooks)
+    if not by_module and not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
         raise MisconfigurationException(
             f"{kind} is no scheduler of torch.optim; write lr_scheduler_step(scheduler, metric), or {_RETURNS}"
         )
@@ -219,10 +218,8 @@ def step_schedulers(
         if config.monitor in metrics:
             step(config.scheduler, metrics[config.monitor])
             continue
-        message = (
-            f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged; logged are: "
-            f"{', '.join(sorted(metrics)) or 'none'}"
-        )
+        logged = ", ".join(sorted(metrics)) or "none"
+        message = f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged; logged are: {logged}"
         if config.strict:
             raise MisconfigurationException(message)
         rank_zero_warn(f"{message}; the learning rate stays")

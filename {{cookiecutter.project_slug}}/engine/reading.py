@@ -14,11 +14,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_convert
+from torch.utils.data import DataLoader, IterableDataset
 
 from engine import distributed
 from engine.exceptions import MisconfigurationException, explained
-from engine.samples import EpochSampler, SeededDataset, Unreadable
+from engine.samples import EpochSampler, PreparedLoader, SeededDataset, Unreadable
 from engine.seed import OwnRandomness, capture_rng, mix, restore_rng, seed_cpu
 
 # A loader without length: an iterable dataset, or any iterable.
@@ -45,10 +45,7 @@ class Reader:
     def __init__(self, loader: Any, count: int | float, together: bool = False) -> None:
         self.loader, self.count, self.samples_done = loader, count, 0
         dataset = getattr(loader, "dataset", None)
-        prepared = type(loader) is DataLoader and isinstance(dataset, SeededDataset)
-        self._ours = prepared and own_sampler(loader) is not None
-        here = prepared and not loader.num_workers and not loader.pin_memory
-        self._begin: Callable[[Any], Iterator[Any]] = read_here if here else iter
+        self._ours = isinstance(loader, PreparedLoader) and own_sampler(loader) is not None
         # The length of an iterable dataset is an estimate: only its end says which batch was the last.
         self._ahead = length(loader) == UNKNOWN or isinstance(dataset, IterableDataset)
         self._together = together and self._ahead
@@ -127,15 +124,12 @@ class Reader:
         """End workers now: an error that is kept would keep them, too."""
         if isinstance(self.loader, DataLoader):
             self.loader._iterator = None
-        shut_down = getattr(self._iterator, "_shutdown_workers", None)
-        workers = getattr(self._iterator, "_workers", [])
-        self._iterator = None
-        if shut_down is not None:
-            shut_down()
-            for worker in workers:
+        iterator, self._iterator = self._iterator, None
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            for worker in getattr(iterator, "_workers", []):
                 # One that is busy in C code hears no other signal.
-                if worker.is_alive():
-                    worker.kill()
+                worker.kill()
 
     def inexact(self) -> str | None:
         """Why resuming within an epoch may not be exact; None where it is."""
@@ -183,7 +177,7 @@ class Reader:
 
     def _start(self, seed: int, done: int) -> Iterator[Any]:
         if self._ours:
-            self._iterator = self._begin(self.loader)
+            self._iterator = iter(self.loader)
             return self._iterator
         self._apart(lambda: seed_cpu(seed))
         resumed, self._resumed = self._resumed, None
@@ -199,7 +193,7 @@ class Reader:
                     f"the train loader's state in the checkpoint does not fit {type(self._source).__name__} ({error!r})"
                 ) from error
         ended = within and resumed is not None and resumed["ended"]
-        iterator = self._iterator = iter(()) if ended else self._apart(lambda: self._begin(self.loader))
+        iterator = self._iterator = iter(()) if ended else self._apart(lambda: iter(self.loader))
         if resumed is not None and within:
             # After `iter`, which draws the order as at the epoch's start; a new epoch has new random numbers.
             random = resumed["random"]
@@ -230,25 +224,6 @@ class Reader:
             "random": self._apart(lambda: capture_rng(gpu=False)),
             "ended": self._finished,
         }
-
-
-def read_here(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a prepared `DataLoader` gives without workers, sooner: torch records every batch for its profiler."""
-    dataset: Any = loader.dataset
-    indices: Iterator[Any] = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
-    if own_sampler(loader) is None:
-        # As torch does, also without workers, whose seed it is: a sampler may draw from the same generator.
-        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-    if loader.batch_sampler is None:
-        samples = map(dataset.wrapped.__getitem__ if dataset._fixed else dataset.__getitem__, indices)
-        return map(_converted if loader.collate_fn is default_convert else loader.collate_fn, samples)
-    # The dataset has made a batch of its samples.
-    return map(dataset.__getitems__, indices)
-
-
-def _converted(sample: Any) -> Any:
-    """What torch makes of a sample in a loader without batches; of tensors, without much ado."""
-    return [*sample] if type(sample) is tuple and {*map(type, sample)} == {torch.Tensor} else default_convert(sample)  # type: ignore[no-untyped-call]
 
 
 def start_epoch(loader: Any, seed: int, epoch: int, samples_done: int = 0) -> None:

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    DataLoader,
     Dataset,
     Sampler,
     Subset,
     TensorDataset,
     WeightedRandomSampler,
     default_collate,
+    default_convert,
     get_worker_info,
 )
 
@@ -277,6 +279,50 @@ class SeededDataset(Dataset[Any]):
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(p in f.filename for p in LIBRARIES)]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         return f"{what}: {type(error).__name__}: {error}{where}"
+
+
+class PreparedLoader(DataLoader[Any]):
+    """A loader of a `SeededDataset`, in an order that does not depend on its workers.
+
+    torch's loader asks a sampler of the user's for its order once or twice, and has drawn from the loader's generator
+    before or has not, as there are workers, and as they were there in the epoch before. This one asks once, when the
+    first index is wanted, and with the generator as it was when the epoch began.
+    """
+
+    @property
+    def _index_sampler(self) -> Any:
+        sampler = super()._index_sampler
+        return sampler if isinstance(self.sampler, EpochSampler) else _Order(sampler, self.generator)
+
+    def __iter__(self) -> Any:
+        """Batches; without workers sooner than from torch, which records every batch for its profiler."""
+        if self.num_workers or self.pin_memory:
+            return super().__iter__()
+        dataset: Any = self.dataset
+        if self.batch_sampler is not None:
+            # The dataset has made a batch of its samples.
+            return map(dataset.__getitems__, self._index_sampler)
+        samples = map(dataset.wrapped.__getitem__ if dataset._fixed else dataset.__getitem__, self._index_sampler)
+        return map(_converted if self.collate_fn is default_convert else self.collate_fn, samples)
+
+
+class _Order:
+    """What a sampler, or a batch sampler, gives: drawn, as often as it is asked for, from where its generator began."""
+
+    def __init__(self, sampler: Any, generator: torch.Generator) -> None:
+        self.sampler, self.generator = sampler, generator
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.generator.manual_seed(self.generator.initial_seed())
+        yield from self.sampler
+
+
+def _converted(sample: Any) -> Any:
+    """What torch makes of a sample in a loader without batches; of tensors, without much ado."""
+    return [*sample] if type(sample) is tuple and {*map(type, sample)} == {Tensor} else default_convert(sample)  # type: ignore[no-untyped-call]
 
 
 def innermost(dataset: Any) -> Any:

@@ -148,7 +148,8 @@ class OwnRandomness:
         # NumPy's state takes a hundred times as long to read and write as another generator to take its place.
         np.random.set_bit_generator(self._numpy)  # type: ignore[attr-defined]
         if self._inner is not None:
-            self._set(*self._inner)
+            random.setstate(self._inner[0])
+            torch.default_generator.set_state(self._inner[1])
 
     def __exit__(self, *error: object) -> None:
         if self._keep:
@@ -156,14 +157,11 @@ class OwnRandomness:
         else:
             _spare_generators.append(self._numpy)
         python, of_torch, numpy, whole = self._outer
-        self._set(python, of_torch)
+        random.setstate(python)
+        torch.default_generator.set_state(of_torch)
         np.random.set_bit_generator(numpy)  # type: ignore[attr-defined]
         if whole is not None:
             np.random.set_state(whole)
-
-    def _set(self, python: Any, of_torch: torch.Tensor) -> None:
-        random.setstate(python)
-        torch.default_generator.set_state(of_torch)
 
 
 # Raw states of NumPy's generators when they last had no normal number in reserve, by identity: one block may be within

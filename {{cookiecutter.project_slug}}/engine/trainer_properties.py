@@ -111,9 +111,8 @@ class TrainerProperties:
         """Optimizer steps of the whole run, for schedulers; inf if there is no limit."""
         known = self.max_epochs != -1 and self.num_training_batches != UNKNOWN
         per_epoch = math.ceil(self.num_training_batches / self.accumulate_grad_batches) if known else 0
-        return min(
-            per_epoch * self.max_epochs if known else math.inf, self.max_steps if self.max_steps != -1 else math.inf
-        )
+        limits = [(self.max_epochs * per_epoch, known), (self.max_steps, self.max_steps != -1)]
+        return min((steps for steps, limited in limits if limited), default=math.inf)
 
     @property
     def model(self) -> Module | None:
