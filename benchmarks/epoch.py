@@ -49,10 +49,7 @@ def table(task: str, chosen: Sequence[Contender], launches: int, rounds: int, sa
     some = f", {samples:,} of the samples" if samples else TASKS[task].whole
     title = f"an epoch of {task}: {TASKS[task].about}{some}"
     note = f"Training and validation, wall time, medians of {launches * rounds} rounds, launches: {launches}; "
-    note += (
-        f"accuracy after {rounds + 1} epochs. {OURS} has shuffle=True, which draws the order that a sampler gives all "
-    )
-    note += "others."
+    note += f"accuracy after {rounds + 1} epochs. “{OURS}” has shuffle=True, which draws everyone's order."
     own = [OWN_SAMPLER]
     if not samples:
         # A project reads all that its dataset has.
