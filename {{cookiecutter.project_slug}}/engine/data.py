@@ -93,8 +93,8 @@ class Loaders:
             options: dict[str, Any] = {"seed": self.seed, "training": training, "share": self._share}
             prepared = [prepare_loader(loader, **options, ordered=ordered) for loader in loaders]
             counts = [count_batches(p, self._limits[kind], name) for p in prepared]
-            numbered = [f"dataloader_idx_{n}" for n in range(len(loaders))] if len(loaders) > 1 else [None]
-            tags: list[str | None] = [*names] or numbered[: len(loaders)]
+            numbered = [f"dataloader_idx_{n}" for n in range(len(loaders))]
+            tags: list[str | None] = [*(names or numbered)] if len(loaders) > 1 else [None] * len(loaders)
             readers = [Reader(p, count, together=training) for p, count in zip(prepared, counts, strict=True)]
             self._ready[kind] = LoaderSet(readers, counts, names, tags)
         return self._ready[kind]

@@ -125,7 +125,7 @@ class Reader:
         if isinstance(self.loader, DataLoader):
             self.loader._iterator = None
         iterator, self._iterator = self._iterator, None
-        if hasattr(iterator, "_shutdown_workers"):
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
             for worker in getattr(iterator, "_workers", []):
                 # One that is busy in C code hears no other signal.
