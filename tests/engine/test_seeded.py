@@ -256,6 +256,46 @@ def test_loaders_of_other_kinds_are_read_by_themselves_whatever_their_dataset(ki
     assert len([*Reader(ready, reading.UNKNOWN).epoch(7, 0)]) == count
 
 
+def test_a_loader_of_the_same_kind_can_be_made_of_its_parts_or_of_others() -> None:
+    ready = prepared(DataLoader(Augmented(), 5, sampler=Drawn(None, eager=False)))
+    for dataset in (ready.dataset, ready.dataset.wrapped):  # type: ignore[attr-defined]
+        assert [len(batch) for batch in type(ready)(dataset, 4)] == [4, 4, 2]
+
+
+class Told(Sampler[int]):
+    """Notes the epochs that it is told of."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(SIZE))
+
+
+class Reversed(BatchSampler):
+    """Batches from the last to the first."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return reversed([*super().__iter__()])
+
+
+@pytest.mark.parametrize("kind", [BatchSampler, Reversed, None])
+def test_a_sampler_is_told_the_epoch_once_whatever_makes_batches_of_it(kind: type[BatchSampler] | None) -> None:
+    told = Told()
+    options: dict[str, Any] = {"sampler": told, "batch_size": 4}
+    ready = prepared(DataLoader(Augmented(), **(options if kind is None else {"batch_sampler": kind(told, 4, False)})))
+    told.epochs.clear()
+    for epoch in (0, 1):
+        start_epoch(ready, 7, epoch)
+    assert told.epochs == [0, 1]
+
+
 def test_a_batch_sampler_of_torchs_keeps_its_size_and_its_short_batch() -> None:
     ready = prepared(DataLoader(Augmented(), batch_sampler=BatchSampler(range(SIZE), 4, True)))
     assert [len(batch) for batch in ready] == [4, 4] and len(ready) == 2

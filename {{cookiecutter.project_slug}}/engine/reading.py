@@ -238,10 +238,10 @@ def start_epoch(loader: Any, seed: int, epoch: int, samples_done: int = 0) -> No
         # A run that goes on takes its seed from the checkpoint, perhaps after the loader was made.
         ours.seed = seed
         ours.set_epoch(epoch, skipped=samples_done)
-    for name in ("sampler", "batch_sampler", "dataset"):
-        part: Any = getattr(loader, name, None)
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
+    for part in (sampler, *(getattr(loader, name, None) for name in ("batch_sampler", "dataset"))):
         if hasattr(part, "set_epoch") and part is not ours:
-            part.set_epoch(epoch)
+            part.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 def own_sampler(loader: Any) -> EpochSampler | None:

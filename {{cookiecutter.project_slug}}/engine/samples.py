@@ -291,14 +291,14 @@ class PreparedLoader(DataLoader[Any]):
 
     @property
     def _index_sampler(self) -> Any:
-        sampler = super()._index_sampler
-        return sampler if isinstance(self.sampler, EpochSampler) else _Order(sampler, self.generator)
+        order, drawn = super()._index_sampler, self.generator
+        return order if drawn is None or isinstance(self.sampler, EpochSampler) else _Order(order, drawn)
 
     def __iter__(self) -> Any:
         """Batches; without workers sooner than from torch, which records every batch for its profiler."""
-        if self.num_workers or self.pin_memory:
-            return super().__iter__()
         dataset: Any = self.dataset
+        if self.num_workers or self.pin_memory or not isinstance(dataset, SeededDataset):
+            return super().__iter__()
         if self.batch_sampler is not None:
             # The dataset has made a batch of its samples.
             return map(dataset.__getitems__, self._index_sampler)
