@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mnist
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, Subset
 from work import adamw
+
+if TYPE_CHECKING:
+    from engine.samples import EpochSampler
 
 
 class EpochTask(NamedTuple):
@@ -46,20 +50,20 @@ class Order(Sampler[int]):
     """All indices, in the order that this Trainer gives a loader with `shuffle=True`.
 
     Args:
-        size: How many.
-        seeds: What each epoch's order is drawn with.
+        sampler: The sampler that draws it.
         border: Called at the start of each epoch.
     """
 
-    def __init__(self, size: int, seeds: Iterable[int], border: Callable[[], None]) -> None:
-        self.size, self.seeds, self.border = size, iter(seeds), border
+    def __init__(self, sampler: EpochSampler, border: Callable[[], None]) -> None:
+        self.sampler, self.border, self.epochs = sampler, border, itertools.count()
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[int]:
         self.border()
-        yield from torch.randperm(self.size, generator=torch.Generator().manual_seed(next(self.seeds))).tolist()
+        self.sampler.set_epoch(next(self.epochs))
+        yield from self.sampler
 
 
 @dataclass
@@ -103,7 +107,7 @@ def make_epochs(
         variant: Which way, where a contender has several.
     """
     from data import DInterface
-    from engine.seed import mix
+    from engine.samples import EpochSampler
     from model.standard_net import StandardNet
 
     task = TASKS[name]
@@ -112,7 +116,7 @@ def make_epochs(
     [train], [val] = (data.sets[split].values() for split in ("train", "val"))
     train, val = shortened(train, samples), shortened(val, samples // 10)
     # The project's own loaders: its datasets make batches themselves, and leave nothing to collate.
-    order = Order(len(train), [mix(SEED, epoch) for epoch in range(epochs)], border)
+    order = Order(EpochSampler(len(train), shuffle=True, seed=SEED, even=True), border)
     loaders = data.loader(train, sampler=order, num_workers=0), data.loader(val, num_workers=0)
     torch.manual_seed(0)
     net = StandardNet(10, tuple(val[0][0].shape), **task.model)
