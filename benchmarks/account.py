@@ -28,11 +28,11 @@ from tables import Table, record
 from work import TASKS, digits, make_work
 
 ENGINE, HERE = str(Path(engine.__file__).parent), str(Path(__file__).parent)
-PROFILER = "by hand: both of these tell torch's profiler of themselves"
+PROFILER = "by hand: all of these tell torch's profiler of themselves"
 # Files of torch, and what the loop by hand enters them for.
 BY_HAND = {
     "torch/utils/data/": "by hand: the iterator of torch's DataLoader",
-    "torch/optim/": "by hand: zero_grad",
+    "torch/optim/": "by hand: zero_grad, and what is around the optimizer's step",
     "torch/autograd/profiler": PROFILER,
     "torch/_ops": PROFILER,
 }
@@ -49,6 +49,7 @@ PURPOSES = {
     "begin_batch": "log: where values belong",
     "forward_backward": "step: forward and backward pass, zero_grad between them",
     "_split_output": "step: what training_step returned is checked",
+    "step_unrecorded": "step: what is around the optimizer's",
     "backward": "step: forward and backward pass, zero_grad between them",
     "watch_loss": "loss: is it finite?",
     "end_batch": "hooks, schedulers, logs",

@@ -15,6 +15,7 @@ import engine
 import pytest
 import torch
 from engine.callbacks import LearningRateMonitor
+from engine.optimization import step_unrecorded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
@@ -115,9 +116,9 @@ def test_a_step_and_its_batch_make_no_more_python_calls_than_in_a_bare_loop(mode
     assert trained <= own
 
 
-@pytest.mark.parametrize(("values", "most"), [(0, 6), (1, 8), (10, 28)])
+@pytest.mark.parametrize(("values", "most"), [(0, 12), (1, 14), (10, 32)])
 def test_what_is_logged_costs_a_few_calls_each(values: int, most: int) -> None:
-    """Without making batches: what is left is the loop, whose figures the documentation explains."""
+    """Beside a loop that reads batches from a list: nothing of torch that the engine spares makes up for its own."""
 
     class Logs(Plain):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -133,13 +134,13 @@ def test_what_is_logged_costs_a_few_calls_each(values: int, most: int) -> None:
             return
         model = Plain()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _, (x, y) in zip(range(steps), ready, strict=False):
+        for _, (x, y) in zip(range(steps), ready.dataset, strict=False):
             loss = torch.nn.functional.mse_loss(model(x), y)
-            # As the engine does, so that the calls of torch's `zero_grad` make up for nothing.
+            # As the engine does, so that what torch tells its profiler of both makes up for nothing.
             for parameter in model.parameters():
                 parameter.grad = None
             loss.backward()
-            optimizer.step()
+            step_unrecorded(optimizer)
 
     more = per_step(lambda steps: run(steps, by_hand=False)) - per_step(lambda steps: run(steps, by_hand=True))
     print(f"\nPython calls a step more than by hand, on batches in memory, {values} values logged: {more:.1f}")

@@ -74,9 +74,8 @@ class DataModule(HyperparametersMixin, DataHooks):
             return DataLoader(given, batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=pinned)
 
         made: Any = cls(**datamodule_kwargs)
-        if train_dataset is not None:
-            made.train_dataloader = lambda: loaders(train_dataset, shuffle=True)
-        for kind, datasets in {"val": val_dataset, "test": test_dataset, "predict": predict_dataset}.items():
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        for kind, datasets in given.items():
             if datasets is not None:
-                setattr(made, f"{kind}_dataloader", partial(loaders, datasets, shuffle=False))
+                setattr(made, f"{kind}_dataloader", partial(loaders, datasets, shuffle=kind == "train"))
         return made  # type: ignore[no-any-return]

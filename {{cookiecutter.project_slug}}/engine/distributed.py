@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -223,10 +223,10 @@ def average_gradients(parameters: list[Tensor]) -> None:
     _at_once(gradients, lambda flat: dist.all_reduce(flat.div_(dist.get_world_size())))
 
 
-def broadcast_tensors(tensors: list[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Give every process the values of rank 0, in place."""
     if active():
-        _at_once(tensors, lambda flat: dist.broadcast(flat, src=0))
+        _at_once([*tensors], lambda flat: dist.broadcast(flat, src=0))
 
 
 def _at_once(tensors: list[Tensor], collective: Callable[[Tensor], Any]) -> None:

@@ -47,11 +47,10 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         raise MisconfigurationException(NO_BATCH)
     check_dataloader_idx(t, stage)
     metrics = t.metrics
-    metrics.samples = dict.fromkeys(sets.names, 0)
-    metrics.stage, metrics.scope = stage, None
+    metrics.samples, metrics.stage, metrics.scope = dict.fromkeys(sets.names, 0), stage, None
     logging = None if stage == "predict" else Scope.EPOCH
     # Batch norms count in each process; the checkpoint has the first one's, and so all evaluate with them.
-    distributed.broadcast_tensors([*t.module.buffers()])
+    distributed.broadcast_tensors(t.module.buffers())
     with evaluation_mode(t, stage):
         metrics.scope = logging
         call_both(t, getattr(Callback, f"on_{stage}_start"))
@@ -74,9 +73,8 @@ def evaluate(t: Trainer, stage: str, outputs: list[list[Any]] | None = None) -> 
         metrics.scope = None
         call_both(t, getattr(Callback, f"on_{stage}_end"))
     # What is of no single loader belongs to every one.
-    if sets.names:
-        return [by_name([r for r in results if r[0].loader in (None, tag)]) for tag in sets.tags]
-    return [by_name([r for r in results if r[0].home in (None, tag)]) for tag in sets.tags]
+    owner = "loader" if sets.names else "home"
+    return [by_name([r for r in results if getattr(r[0], owner) in (None, tag)]) for tag in sets.tags]
 
 
 def broken_off(t: Trainer, together: bool = False) -> bool:
@@ -124,12 +122,13 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
     """Run the batches of one loader; returns what the steps gave, if it is to be kept."""
     metrics, sets = t.metrics, t.evaluation_loaders(stage)
     step, reader = t.steps[f"{stage}_step"], sets.readers[index]
-    step_takes_batch_idx = takes_batch_idx(step)
     start, end = getattr(Callback, f"on_{stage}_batch_start"), getattr(Callback, f"on_{stage}_batch_end")
     scope = None if stage == "predict" else Scope.EVAL_BATCH
     kept: list[Any] = []
     together = batches_of_all(t, sets.counts[index])
-    batches = evaluated_together(t.module, reader.epoch(t.state.seed, 0, count=sets.counts[index]))
+    batches = reader.epoch(t.state.seed, 0, count=sets.counts[index])
+    if distributed.active():
+        batches = evaluated_together(t.module, batches)
     for batch_idx, batch, _ in fetched(t.profiler, f"{stage}_dataloader_next", batches):
         if broken_off(t, together=batch_idx < together):
             break
@@ -139,7 +138,7 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
         if f"on_{stage}_batch_start" in t.hooked:
             call_both(t, start, batch, *which)
         with t.precision_plugin.context:
-            outputs = step(batch, *(which if step_takes_batch_idx else ()))
+            outputs = step(batch, *(which if t.takes_batch_idx[f"{stage}_step"] else ()))
         if f"on_{stage}_batch_end" in t.hooked:
             call_both(t, end, outputs, batch, *which)
         metrics.scope = None

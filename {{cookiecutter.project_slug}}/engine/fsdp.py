@@ -52,7 +52,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, precision: str, steps: Iterable[s
     empty = [name for name, p in module.named_parameters() if p.is_meta]
     if empty:
         raise MisconfigurationException(f"parameter {empty[0]} is on the meta device; give it data in configure_model")
-    distributed.broadcast_tensors([t for t in (*module.parameters(), *module.buffers()) if not is_spread(t)])
+    distributed.broadcast_tensors(t for t in (*module.parameters(), *module.buffers()) if not is_spread(t))
     if not all(id(p) in covered for p in module.parameters()):
         narrow = torch.bfloat16 if precision == "bf16-mixed" else None
         wide = torch.float32 if precision.startswith("bf16") else None

@@ -107,6 +107,7 @@ def _names_in(value: Any) -> set[Any]:
     return {*code.co_names, *(const for const in code.co_consts if isinstance(const, str))}.union(*inner)
 
 
+@cache
 def _arguments(name: str, reference: Callable[..., Any]) -> tuple[list[str], int]:
     """What a hook is called with, and how many of it it has to take."""
     _, *given = (p for p in inspect.signature(reference).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)

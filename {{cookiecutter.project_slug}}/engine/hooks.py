@@ -88,19 +88,15 @@ class DataHooks:
 
     def train_dataloader(self) -> Any:
         """The loader to train on."""
-        return None
 
     def val_dataloader(self) -> Any:
         """The loader to validate on, or several in a list or by name."""
-        return None
 
     def test_dataloader(self) -> Any:
         """The loader to test on, or several in a list or by name."""
-        return None
 
     def predict_dataloader(self) -> Any:
         """The loader to predict, or several in a list or by name."""
-        return None
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch on the CPU."""

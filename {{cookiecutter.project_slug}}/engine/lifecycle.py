@@ -196,8 +196,8 @@ def look_up_hooks(t: Trainer) -> None:
     """Find the module's steps, and those of its hooks that do something."""
     module, name = t.module, f"[LightningModule]{type(t.module).__name__}"
     t.steps = {f"{stage}_step": step for stage, step in steps_of(module).items()}
+    t.takes_batch_idx = {name: takes_batch_idx(step) for name, step in t.steps.items()}
     t.steps |= {"backward": module.backward, "optimizer_step": t.precision_plugin.step}
-    t.step_takes_batch_idx = takes_batch_idx(t.steps["training_step"])
     own = [hook for hook in t.overrides if hasattr(ModelHooks, hook) and is_overridden(module, hook, ModelHooks)]
     t.module_hooks = {hook: getattr(module, hook) for hook in own}
     # The default of these is one call, which a step makes itself.

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import time
-from copy import deepcopy
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -191,7 +190,7 @@ def validates_in_epoch(t: Trainer) -> bool:
 def validate_in_fit(t: Trainer, at_step: bool) -> None:
     """Validate after a batch."""
     # What is saved until the validation is over is the state before it; also if it is broken off.
-    t.before_validation = deepcopy(moment(t))
+    t.before_validation = moment(t, apart=True)
     if at_step:
         t.module.on_validation_model_zero_grad()
     evaluate(t, "validation")
@@ -269,7 +268,7 @@ def train_batch(t: Trainer, batch: Any, batch_idx: int, samples_done: int) -> bo
         if "optimizer_step" in t.hooked:
             t.steps["optimizer_step"](t.optimizers[0])
         else:
-            t.optimizers[0].step()
+            optimization.step_unrecorded(t.optimizers[0])
     else:
         with t.strategy.no_sync():
             outputs = forward_backward(t, batch, batch_idx)

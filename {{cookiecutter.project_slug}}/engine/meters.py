@@ -120,14 +120,15 @@ def scalar(name: str, value: Any) -> Tensor:
 
 def fetch(values: list[tuple[Meter, Value]]) -> list[tuple[Meter, float]]:
     """Python floats of 0-d tensors (one device-to-host copy for all) and of numbers, in order."""
-    tensors = [value for _, value in values if isinstance(value, Tensor)]
+    tensors = [value for _, value in values if isinstance(value, Tensor) and not value.is_cpu]
     fetched: list[float] = []
     if tensors:
         device = tensors[0].device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         fetched = torch.stack([tensor.to(device, dtype) for tensor in tensors]).tolist()
     supply = iter(fetched)
-    return [(meter, next(supply) if isinstance(value, Tensor) else float(value)) for meter, value in values]
+    # What is in the CPU's memory is a number at once.
+    return [(m, next(supply) if isinstance(v, Tensor) and not v.is_cpu else float(v)) for m, v in values]
 
 
 def over_processes(results: list[tuple[Meter, float]], suffix: str) -> list[tuple[Meter, float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
@@ -195,7 +196,7 @@ class MetricStore:
             if m.last is not None or m.total is not None or (m.metric is not None and m.metric._update_count)
         ]
         kept = {name: dict(getattr(self, name)) for name in ("callback_values", "logged", "progress_bar")}
-        return {**kept, "validated": self.validated, "fresh": sorted(self.fresh), "meters": running}
+        return {**kept, "validated": self.validated, "fresh": sorted(self.fresh), "meters": deepcopy(running)}
 
     def load_state_dict(self, state: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned; `metrics` are the module's parts by name."""

@@ -330,6 +330,5 @@ class Module(HyperparametersMixin, ExportMixin, ModelHooks, DataHooks, nn.Module
         options |= {"prog_bar": prog_bar, "logger": logger, "on_step": on_step, "on_epoch": on_epoch}
         options |= {"reduce_fx": reduce_fx, "sync_dist": sync_dist, "batch_size": batch_size}
         # Members of a collection share their states, which are not to be copied for every batch.
-        of_collection = is_collection(dictionary)
-        for name, value in dictionary.items(**({"copy_state": False} if of_collection else {})):
+        for name, value in dictionary.items(**({"copy_state": False} if is_collection(dictionary) else {})):
             self.log(name, value, add_dataloader_idx=add_dataloader_idx, **options)

@@ -211,10 +211,7 @@ def step_schedulers(
     for config in configs:
         if config.interval != unit or count % config.frequency or config.reduce_on_plateau != (store is not None):
             continue
-        if store is None:
-            step(config.scheduler, None)
-            continue
-        metrics = store.callback_metrics()
+        metrics: Any = {config.monitor: None} if store is None else store.callback_metrics()
         if config.monitor in metrics:
             step(config.scheduler, metrics[config.monitor])
             continue

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from engine import distributed
 from engine.callback import Callback
@@ -27,6 +28,9 @@ CLIPPING = frozenset(("configure_gradient_clipping", "clip_gradients"))
 # Hooks without which gradients go to the optimizer as they are; fp16, which unscales them, brings an `optimizer_step`.
 PREPARING = CLIPPING | {"on_before_optimizer_step", "optimizer_step"}
 ZERO_GRAD = Optimizer.zero_grad
+# What torch puts around the step of an optimizer.
+RECORDED = Optimizer.profile_hook_step(Optimizer.step).__code__
+GLOBAL_HOOKS = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 
 
 def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def forward_backward(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
         What `on_train_batch_end` gets: the loss, divided by the accumulation, and the step's other values. On the CPU
         the loss is still to be detached, which only a hook needs; elsewhere, its graph is not to outlive this.
     """
-    step, given = t.strategy.training_step, (batch, batch_idx) if t.step_takes_batch_idx else (batch,)
+    step, given = t.strategy.training_step, (batch, batch_idx) if t.takes_batch_idx["training_step"] else (batch,)
     if t.precision_plugin.plain:
         output = step(*given)
     else:
@@ -89,8 +93,7 @@ def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
     module = t.module
     if not module.automatic_optimization:
         distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
-    if t.precision_plugin.scaler is not None:
-        t.precision_plugin.unscale(optimizer)
+    t.precision_plugin.unscale(optimizer)
     window = t.state.batches_done % t.accumulate_grad_batches + 1
     if window < t.accumulate_grad_batches:
         # Every loss was divided by the full window, but this one, at the epoch's end, is shorter.
@@ -101,6 +104,23 @@ def prepare_gradients(t: Trainer, optimizer: Optimizer) -> None:
         call_both(t, Callback.on_before_optimizer_step, optimizer)
     if module.automatic_optimization and (t.gradient_clip_val or not CLIPPING.isdisjoint(t.hooked)):
         module.configure_gradient_clipping(optimizer, t.gradient_clip_val, t.gradient_clip_algorithm)
+
+
+def step_unrecorded(optimizer: Optimizer) -> None:
+    """What `optimizer.step()` does, without what torch has around it for hooks and its profiler where there are none.
+
+    To tell the profiler of a step takes longer than all that the engine does in one.
+    """
+    whole, kept = type(optimizer).step, vars(optimizer)
+    own, hooks = kept.get("step"), (kept.get("_optimizer_step_pre_hooks"), kept.get("_optimizer_step_post_hooks"))
+    # A scheduler of torch has its own around it, to note that there was a step.
+    noted = getattr(own, "__globals__", None) is vars(lr_scheduler) and getattr(own, "__wrapped__", None) is whole
+    plain = getattr(whole, "__code__", None) is RECORDED and (own is None or noted)
+    if plain and not any((*hooks, *GLOBAL_HOOKS)) and not torch._C._autograd._profiler_enabled():
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        whole.__wrapped__(optimizer)  # type: ignore[attr-defined]
+    else:
+        optimizer.step()
 
 
 def step_optimizer(t: Trainer, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
@@ -138,7 +158,7 @@ def step_by_closure(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
 def manual_step(t: Trainer, batch: Any, batch_idx: int) -> dict[str, Any]:
     """Run a training step that computes gradients and steps optimizers itself; returns its values, detached."""
     with t.precision_plugin.context:
-        output = t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
+        output = t.strategy.training_step(*((batch, batch_idx) if t.takes_batch_idx["training_step"] else (batch,)))
     if output is not None and not isinstance(output, Tensor | Mapping):
         raise MisconfigurationException(
             f"training_step returned {type(output).__name__}; return a tensor, a dict, or None"

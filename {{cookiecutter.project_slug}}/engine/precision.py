@@ -54,9 +54,7 @@ class Precision:
         self.plain = isinstance(self.context, nullcontext)
 
     def convert_input(self, batch: Any) -> Any:
-        """A batch whose floating-point tensors have the format of the weights."""
-        if self.dtype is None:
-            return batch
+        """A batch whose floating-point tensors have the format of the weights, which is a true one."""
         return convert(batch, lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
 
     def unscale(self, optimizer: Optimizer) -> None:

@@ -103,8 +103,13 @@ def _of_all(t: Trainer, name: str, own: Any) -> list[Any]:
     return distributed.one_of_each_group(distributed.all_gather(here))
 
 
-def moment(t: Trainer) -> Checkpoint:
-    """The part of a checkpoint that logging and evaluation change, as lists and dicts of their own; of this process."""
+def moment(t: Trainer, apart: bool = False) -> Checkpoint:
+    """The part of a checkpoint that logging and evaluation change; of this process.
+
+    Args:
+        t: The trainer.
+        apart: Copy what goes on changing.
+    """
     hooks = [name for name in t.overrides if "validation" in name]
     validating = [c for c in t.callbacks if any(is_overridden(c, name, Callback) for name in hooks)]
     parts = dict(t.module.named_modules())
@@ -117,17 +122,19 @@ def moment(t: Trainer) -> Checkpoint:
     position = {"epoch": state.epoch + state.epoch_over, "epoch_over": False}
     position |= {"batches_done": batches_done, "samples_done": samples_done}
     training = t.stage == "fit"
-    return {
+    changing = {
         "callbacks": {c.state_key: plain(c.state_dict(), "callbacks") for c in t.callbacks if c in validating},
         "datamodule": plain(t.datamodule.state_dict(), "datamodule") if t.datamodule is not None else {},
+        "metrics": _metric_states(parts),
+        "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in t.loggers],
+        "loaders": t.loaders.train().state_dict(batches_done) if training else None,
+    }
+    return (deepcopy(changing) if apart else changing) | {
         "state": asdict(state) | position | {"should_stop": t.should_stop},
         "order": _order(t) if training else {},
         "meters": t.metrics.state_dict({id(part): name for name, part in parts.items()}),
-        "metrics": _metric_states(parts),
         "evaluation_steps": [[*which, steps] for which, steps in t.evaluation_steps.items()],
-        "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else None for logger in t.loggers],
         "rng": capture_rng(),
-        "loaders": t.loaders.train().state_dict(batches_done) if training else None,
     }
 
 
@@ -325,10 +332,7 @@ def _order(t: Trainer) -> dict[str, Any]:
     """What decides which samples an epoch's batches and steps have."""
     loader = t.loaders.train().loader
     sampler = own_sampler(loader)
-    order: dict[str, Any] = {
-        "accumulate_grad_batches": t.accumulate_grad_batches,
-        "processes": distributed.data_world_size(),
-    }
+    order = dict[str, Any](accumulate_grad_batches=t.accumulate_grad_batches, processes=distributed.data_world_size())
     order["batch_size"] = getattr(loader, "batch_size", None)
     if sampler is not None:
         order |= {"samples": sampler.size, "shuffle": sampler.shuffle}

@@ -171,8 +171,8 @@ class SeededDataset(Dataset[Any]):
     """
 
     wrapped: Any
-    _now: list[int]
-    _clock: Tensor
+    _stream: int
+    _shared: Tensor | None
     _reading: Any
 
     def __init__(
@@ -183,23 +183,23 @@ class SeededDataset(Dataset[Any]):
         collate: Callable[[Any], Any] | None = None,
         convert: Callable[[Any], Any] | None = None,
     ) -> None:
-        # Seed and epoch, and the same again for workers, which may outlive an epoch and see it in shared memory.
-        clock = torch.tensor([seed, 0], device="cpu")
-        if workers:
-            clock.share_memory_()  # type: ignore[no-untyped-call]
+        # What tells seed and epoch, and the same again for workers, which may outlive an epoch, in shared memory.
+        stream = mix(seed, 0, 2)
+        shared: Any = torch.tensor([stream], device="cpu").share_memory_() if workers else None  # type: ignore[no-untyped-call]
         # A subset has `__getitems__`, whether its dataset has or not.
         source = innermost(wrapped)
         by_batch = callable(getattr(source, "__getitems__", None))
         fixed = type(source) in FIXED and collate in (None, default_collate) and convert is None
         rows = type(source) is TensorDataset and collate is default_collate
         rows = rows and all(type(part) is Tensor and part.layout is torch.strided for part in source.tensors)
-        self.__dict__.update(wrapped=wrapped, _now=[seed, 0], _clock=clock, _by_batch=by_batch, _fixed=fixed)
+        self.__dict__.update(wrapped=wrapped, _stream=stream, _shared=shared, _by_batch=by_batch, _fixed=fixed)
         self.__dict__.update(_collate=collate, _convert=convert, _reading=None, _rows=rows)
 
     def start_epoch(self, seed: int, epoch: int) -> None:
         """Choose the random numbers of the samples read from now on."""
-        self._now[:] = seed, epoch
-        self._clock.copy_(torch.tensor([seed, epoch]))
+        self.__dict__["_stream"] = mix(seed, epoch, 2)
+        if self._shared is not None:
+            self._shared[0] = self._stream
 
     def __len__(self) -> int:
         return len(self.wrapped)
@@ -227,7 +227,7 @@ class SeededDataset(Dataset[Any]):
             if self._fixed:
                 return self._take(indices)
             with nullcontext() if in_worker else OwnRandomness():
-                stream = mix(*(self._clock.tolist() if in_worker else self._now), 2)
+                stream = self._stream if self._shared is None else int(self._shared)
                 samples = self._samples(stream, indices, by_batch=self._by_batch and not single)
                 if single and self._convert is not None:
                     _seed_sample(mix(stream, 3), indices[0])

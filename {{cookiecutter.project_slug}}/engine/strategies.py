@@ -143,11 +143,11 @@ def make_strategy(options: Options, module: Module, step: Callable[..., Any], de
     sharded = isinstance(options, ModelParallelStrategy)
     if sharded or not module.automatic_optimization:
         if not sharded:
-            distributed.broadcast_tensors([*module.parameters()])
+            distributed.broadcast_tensors(module.parameters())
 
         def with_the_same_buffers(*args: Any) -> Any:
             # As DistributedDataParallel does before each forward pass.
-            distributed.broadcast_tensors([*module.buffers()])
+            distributed.broadcast_tensors(module.buffers())
             return step(*args)
 
         return Strategy(with_the_same_buffers)

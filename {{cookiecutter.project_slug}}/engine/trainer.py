@@ -96,9 +96,9 @@ class Trainer(TrainerArguments, TrainerProperties):
     lightning_optimizers: list[LightningOptimizer]
     # Whether the optimizer, or the module's optimizer_step, runs training_step by itself.
     by_closure: bool
-    step_takes_batch_idx: bool
     # training_step, validation_step, ... and the hooks of the module that do something; names of all that do something.
     steps: dict[str, Callable[..., Any]]
+    takes_batch_idx: dict[str, bool]
     module_hooks: dict[str, Callable[..., Any]]
     hooked: set[str]
     stop: StopRequest

@@ -153,7 +153,7 @@ def update_batch_norms(t: Trainer) -> None:
         for batch_idx, batch, _ in t.loaders.train().epoch(t.state.seed, t.state.epoch):
             batch = to_device(t, batch, 0)
             t.metrics.begin_batch(Scope.TRAIN_BATCH, batch)
-            t.strategy.training_step(*((batch, batch_idx) if t.step_takes_batch_idx else (batch,)))
+            t.strategy.training_step(*((batch, batch_idx) if t.takes_batch_idx["training_step"] else (batch,)))
     t.metrics.scope = None
     t.metrics.reset("train")
     for norm, momentum in norms.items():
