@@ -153,6 +153,20 @@ def scenario_layout() -> None:
     )
 
 
+def scenario_evaluated() -> None:
+    """Where parameters are when a validation is over."""
+
+    class Looks(Stack):
+        spread: bool
+
+        def on_validation_end(self) -> None:
+            self.spread = all(isinstance(parameter, DTensor) for parameter in self.parameters())
+
+    module: Any = Looks()
+    train(f"evaluated{WORLD}", module=module, max_epochs=1)
+    write("evaluated", spread=module.spread)
+
+
 def everything(file: Path) -> dict[str, Any]:
     """What a checkpoint holds of weights, averages, optimizer, schedulers and running values."""
     loaded = checkpoint.load(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import engine
@@ -216,3 +217,30 @@ def test_validation_within_fit_clears_gradients_and_sees_the_newest_training_val
 
     fit(Look(), None, loader(2), callbacks=Watch())
     assert seen == [None, ["train_loss", "val_loss"]]
+
+
+@pytest.mark.parametrize("profiler", [None, "simple"])
+def test_a_step_may_be_decorated_and_take_the_batch_alone(profiler: str | None) -> None:
+    class Model(Net):
+        @torch.no_grad()
+        def validation_step(self, batch: Any) -> None:  # type: ignore[override]
+            self.seen.append(("val", len(batch)))
+
+    model = Model()
+    fit(model, val=loader(), profiler=profiler)
+    assert model.count("val") == 4
+
+
+def test_what_a_hook_does_to_logged_values_is_not_in_the_state_before_the_validation(tmp_path: Path) -> None:
+    class Model(Net):
+        def on_validation_epoch_end(self) -> None:
+            if self.current_epoch == 0:
+                self.log("first", 1.0)
+                return
+            values = self.trainer.callback_metrics
+            values["first"] += 100
+            self.trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    fit(Model(), val=loader(), max_epochs=2)
+    [meters] = torch.load(tmp_path / "within.ckpt", weights_only=True)["meters"]
+    assert meters["callback_values"]["first"] == 1

@@ -24,10 +24,15 @@ ROOT = Path(engine.__file__).parents[1]
 Results = dict[str, list[dict[str, Any]]]
 
 
-def results(folder: Path, scenarios: list[str], processes: int) -> Results:
+def results(folder: Path, scenarios: list[str], processes: int, launched: bool = False) -> Results:
     """Per scenario, per process, what it wrote; all in one start of Python, which is what takes the time."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(HERE / "sharded.py"), ",".join(scenarios)]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 or launched else []),
+        str(HERE / "sharded.py"),
+        ",".join(scenarios),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command += [str(ROOT), str(HERE)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
@@ -45,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Results:
-    return results(folder, ["train", "layout", "resume", "within", "narrow", "own", "manual"], 2)
+    return results(folder, ["train", "layout", "evaluated", "resume", "within", "narrow", "own", "manual"], 2)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +152,11 @@ def test_bfloat16_is_gathered_and_float32_is_kept(two: Results) -> None:
     assert narrow["kinds"] == ["torch.bfloat16", "torch.float32"]
     assert narrow["stored"] == ["torch.float32"]
     assert sum(narrow["losses"][-6:]) < sum(narrow["losses"][:6])
+
+
+def test_parameters_are_in_parts_again_when_an_evaluation_is_over(folder: Path, two: Results) -> None:
+    alone = results(folder, ["evaluated"], 1, launched=True)
+    assert [process["spread"] for process in (*alone["evaluated"], *two["evaluated"])] == [True, True, True]
 
 
 def test_a_module_may_shard_parts_by_itself(two: Results) -> None:

@@ -142,6 +142,18 @@ def wrapped(optimizer: SGD, calls: list[int]) -> SGD:
     return optimizer
 
 
+def posing(optimizer: SGD, calls: list[int]) -> SGD:
+    """A function on the instance that claims to be that of its class, as a scheduler's does."""
+
+    @functools.wraps(SGD.step)
+    def step(*args: Any) -> Any:
+        calls.append(1)
+        return SGD.step(optimizer, *args)
+
+    optimizer.step = step  # type: ignore[method-assign]
+    return optimizer
+
+
 def bound(optimizer: SGD, calls: list[int]) -> SGD:
     """A method put on the instance."""
 
@@ -158,11 +170,12 @@ def bound(optimizer: SGD, calls: list[int]) -> SGD:
     [
         lambda optimizer, calls: wrapped(optimizer, calls),
         lambda optimizer, calls: bound(optimizer, calls),
+        lambda optimizer, calls: posing(optimizer, calls),
         # Around what a scheduler has put there, and below it.
         lambda optimizer, calls: ((made := scheduled(optimizer)), wrapped(optimizer, calls), made)[2],
         lambda optimizer, calls: scheduled(bound(optimizer, calls)),
     ],
-    ids=["wrapped", "bound", "around a scheduler", "below a scheduler"],
+    ids=["wrapped", "bound", "posing", "around a scheduler", "below a scheduler"],
 )
 def test_a_step_that_somebody_has_replaced_is_called(make: Any) -> None:
     calls = list[int]()
@@ -201,8 +214,36 @@ def test_a_step_decorated_once_more_is_called() -> None:
     assert len(calls) == STEPS
 
 
-def test_a_profiler_that_runs_sees_every_step() -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+class Proxy:
+    """Passes for what it stands for in all that one can ask of it, as those of tracing tools do."""
+
+    def __init__(self, wrapped: Any, calls: list[int]) -> None:
+        self.wrapped, self.calls = wrapped, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        return self if optimizer is None else functools.partial(self, optimizer)
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls.append(1)
+        return self.wrapped(*args)
+
+
+def test_a_proxy_of_a_step_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+    plain([torch.zeros(1)])
+    monkeypatch.setattr(SGD, "step", Proxy(SGD.step, calls))
+    trained(plain)
+    assert len(calls) == STEPS
+
+
+@pytest.mark.parametrize("all_threads", [False, True])
+def test_a_profiler_that_runs_sees_every_step(all_threads: bool) -> None:
+    config = torch._C._profiler._ExperimentalConfig(profile_all_threads=all_threads)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, experimental_config=config) as profiler:
         trained(plain)
     [steps] = [event.count for event in profiler.key_averages() if event.key == "Optimizer.step#SGD.step"]
     assert steps == STEPS

@@ -97,13 +97,12 @@ class TrainerArguments:
         self.limit_train_batches, self.limit_val_batches = _or(limit_train_batches, 1.0), _or(limit_val_batches, 1.0)
         self.limit_test_batches = _or(limit_test_batches, 1.0)
         self.limit_predict_batches = _or(limit_predict_batches, 1.0)
-        self.overfit_batches = overfit_batches
         self.val_check_interval, self.check_val_every_n_epoch = _or(val_check_interval, 1.0), check_val_every_n_epoch
         by_time = isinstance(val_check_interval, str | timedelta | dict)
         self.val_check_time = seconds_of(val_check_interval, "val_check_interval") if by_time else None
         self.num_sanity_val_steps = _or(num_sanity_val_steps, 0 if barebones else 2)
         self.log_every_n_steps = _or(log_every_n_steps, 0 if barebones else 50)
-        self.accumulate_grad_batches = accumulate_grad_batches
+        self.overfit_batches, self.accumulate_grad_batches = overfit_batches, accumulate_grad_batches
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.max_seconds, self.detect_nonfinite = seconds_of(max_time), detect_nonfinite
@@ -173,7 +172,8 @@ def check_arguments(t: TrainerArguments) -> None:
         raise MisconfigurationException(f"gradient_clip_algorithm={t.gradient_clip_algorithm!r}; give norm or value")
     if t.detect_nonfinite not in ("raise", "warn", "off"):
         raise MisconfigurationException(f"detect_nonfinite={t.detect_nonfinite!r}; give raise, warn or off")
-    _check_validation(t)
+    if t.val_check_time is None:
+        _check_validation(t)
 
 
 def _check_number(name: str, value: Any, least: int) -> None:
@@ -183,8 +183,6 @@ def _check_number(name: str, value: Any, least: int) -> None:
 
 def _check_validation(t: TrainerArguments) -> None:
     interval = t.val_check_interval
-    if t.val_check_time is not None:
-        return
     if type(interval) is int:
         _check_number("val_check_interval", interval, 1)
     elif type(interval) is not float or not 0 < interval <= 1:

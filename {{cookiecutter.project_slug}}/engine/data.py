@@ -81,7 +81,7 @@ class Loaders:
     def request_again(self, *kinds: str) -> None:
         """Ask the hooks for loaders anew when they are next needed."""
         for kind in kinds:
-            self._close(kind)
+            self.close(kind)
             self._ready.pop(kind, None)
 
     def get(self, kind: str) -> LoaderSet:
@@ -123,14 +123,11 @@ class Loaders:
                 f"every process as many, or limit_train_batches={min(counts)}"
             )
 
-    def close(self) -> None:
-        """End all workers; if the garbage collector finds them, each may hold it up for seconds."""
-        for kind in self._ready:
-            self._close(kind)
-
-    def _close(self, kind: str) -> None:
-        for reader in self._ready[kind].readers if kind in self._ready else ():
-            reader.close()
+    def close(self, *kinds: str) -> None:
+        """End workers, of some kinds or of all; if the garbage collector finds one, it may be held up for seconds."""
+        for kind in kinds or self._ready:
+            for reader in self._ready[kind].readers if kind in self._ready else ():
+                reader.close()
 
     def _request(self, kind: str) -> tuple[list[Any], list[str]]:
         loaders: Any = self._given.get(kind)

@@ -127,7 +127,7 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
     kept: list[Any] = []
     together = batches_of_all(t, sets.counts[index])
     batches = reader.epoch(t.state.seed, 0, count=sets.counts[index])
-    if distributed.active():
+    if distributed.joined():
         batches = evaluated_together(t.module, batches)
     for batch_idx, batch, _ in fetched(t.profiler, f"{stage}_dataloader_next", batches):
         if broken_off(t, together=batch_idx < together):
@@ -155,8 +155,10 @@ def evaluate_loader(t: Trainer, stage: str, index: int, keep: bool) -> list[Any]
 
 def takes_batch_idx(step: Callable[..., Any]) -> bool:
     """Whether a step wants the number of its batch: it has two parameters or more, or takes any number."""
-    # FSDP2 wraps steps: what it wraps is bound already.
-    parameters = inspect.signature(getattr(step, "__wrapped__", step)).parameters.values()
+    # FSDP2, and the engine, wrap steps that are bound already.
+    while inspect.ismethod(wrapped := getattr(step, "__wrapped__", None)):
+        step = wrapped
+    parameters = inspect.signature(step).parameters.values()
     return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 

@@ -67,9 +67,6 @@ class TrainState:
 def fit_epochs(t: Trainer) -> None:
     """Train until `stop_reason(t)` names a reason, or somebody asks to stop."""
     t.metrics.stage, t.metrics.scope = "train", Scope.EPOCH
-    if validates_in_epoch(t):
-        # So that they are there for whoever shows how many batches come.
-        t.loaders.get("val")
     call_both(t, Callback.on_train_start)
     t.last_validation = time.monotonic()
     while stop_reason(t) is None and not interrupted(t):

@@ -195,7 +195,9 @@ class MetricStore:
             for (stage, scope, *key), m in self.meters.items()
             if m.last is not None or m.total is not None or (m.metric is not None and m.metric._update_count)
         ]
-        kept = {name: dict(getattr(self, name)) for name in ("callback_values", "logged", "progress_bar")}
+        kept = {name: dict(getattr(self, name)) for name in ("logged", "progress_bar")}
+        # Whoever looks at them may change them in place.
+        kept["callback_values"] = {name: value.clone() for name, value in self.callback_values.items()}
         return {**kept, "validated": self.validated, "fresh": sorted(self.fresh), "meters": deepcopy(running)}
 
     def load_state_dict(self, state: dict[str, Any], metrics: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +29,10 @@ CLIPPING = frozenset(("configure_gradient_clipping", "clip_gradients"))
 # Hooks without which gradients go to the optimizer as they are; fp16, which unscales them, brings an `optimizer_step`.
 PREPARING = CLIPPING | {"on_before_optimizer_step", "optimizer_step"}
 ZERO_GRAD = Optimizer.zero_grad
-# What torch puts around the step of an optimizer.
+# What torch, and a scheduler of it, puts around the step of an optimizer, and where it keeps hooks.
+SCHEDULING = vars(lr_scheduler)
 RECORDED = Optimizer.profile_hook_step(Optimizer.step).__code__
+PRE, POST = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 GLOBAL_HOOKS = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 
 
@@ -112,13 +115,14 @@ def step_unrecorded(optimizer: Optimizer) -> None:
     To tell the profiler of a step takes longer than all that the engine does in one.
     """
     whole, kept = type(optimizer).step, vars(optimizer)
-    own, hooks = kept.get("step"), (kept.get("_optimizer_step_pre_hooks"), kept.get("_optimizer_step_post_hooks"))
-    # A scheduler of torch has its own around it, to note that there was a step.
-    noted = getattr(own, "__globals__", None) is vars(lr_scheduler) and getattr(own, "__wrapped__", None) is whole
-    plain = getattr(whole, "__code__", None) is RECORDED and (own is None or noted)
-    if plain and not any((*hooks, *GLOBAL_HOOKS)) and not torch._C._autograd._profiler_enabled():
+    # By type, since proxies pass for what they stand for.
+    plain = type(whole) is FunctionType and whole.__code__ is RECORDED
+    if plain and (own := kept.get("step")) is not None:
+        # A scheduler of torch has put its own around it, to note that there was a step.
+        plain = type(own) is FunctionType and own.__globals__ is SCHEDULING and vars(own).get("__wrapped__") is whole
+    if plain and not any((torch.autograd.profiler._is_profiler_enabled, kept.get(PRE), kept.get(POST), *GLOBAL_HOOKS)):
         optimizer._opt_called = True  # type: ignore[attr-defined]
-        whole.__wrapped__(optimizer)  # type: ignore[attr-defined]
+        vars(whole)["__wrapped__"](optimizer)
     else:
         optimizer.step()
 

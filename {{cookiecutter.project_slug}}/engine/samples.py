@@ -250,8 +250,7 @@ class SeededDataset(Dataset[Any]):
         if self._rows:
             # What `default_collate` makes of the samples, in one go.
             places = torch.tensor([_inner_index(self.wrapped, index) for index in indices])
-            parts = innermost(self.wrapped).tensors
-            return [part[places.to(part.device, non_blocking=True)] for part in parts]
+            return [part[places.to(part.device, non_blocking=True)] for part in innermost(self.wrapped).tensors]
         samples = [self.wrapped[index] for index in indices]
         return samples if self._collate is None else self._collate(samples)
 
