@@ -196,7 +196,7 @@ def look_up_hooks(t: Trainer) -> None:
     """Find the module's steps, and those of its hooks that do something."""
     module, name = t.module, f"[LightningModule]{type(t.module).__name__}"
     t.steps = {f"{stage}_step": step for stage, step in steps_of(module).items()}
-    t.takes_batch_idx = {name: takes_batch_idx(step) for name, step in t.steps.items()}
+    t.takes_batch_idx = {name: takes_batch_idx(step) for name, step in t.steps.items() if step is not None}
     t.steps |= {"backward": module.backward, "optimizer_step": t.precision_plugin.step}
     own = [hook for hook in t.overrides if hasattr(ModelHooks, hook) and is_overridden(module, hook, ModelHooks)]
     t.module_hooks = {hook: getattr(module, hook) for hook in own}
